@@ -1,0 +1,28 @@
+# Two commands: `make demo` builds and queries a small city, `make test` runs the tests. Both set up .venv first.
+.PHONY: help setup demo test test-slow lint bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
+
+setup:  ## make .venv and install (see setup.sh for its settings)
+	@./setup.sh
+
+demo: setup  ## the main job on a small made-up city, into out/demo/
+	@.venv/bin/folio demo out/demo
+
+test: setup  ## every fast test
+	@.venv/bin/python -m pytest -m "not slow"
+
+test-slow: setup  ## the long ones: kills, large maps
+	@.venv/bin/python -m pytest -m slow
+
+lint: setup  ## formatting, lint and types
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+bench: setup  ## how fast, how large; not a test
+	@.venv/bin/python -m tests.benchmarks.pipeline
+
+clean:  ## remove what the targets made
+	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,1 @@
+"""The ground: where bytes live and where code runs. Imports `schemas` only."""
