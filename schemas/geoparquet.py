@@ -46,7 +46,7 @@ def with_metadata(table: pa.Table, kind: str, facts: Mapping[str, JsonValue] | N
         kind: one of `schemas.versions.FORMATS`.
         facts: what else a reader of this file should know; plain JSON values.
     """
-    metadata = {"folio": json.dumps({"kind": kind, "version": FORMATS[kind], **(facts or {})}, sort_keys=True)}
+    metadata = {"folio": json.dumps({**(facts or {}), "kind": kind, "version": FORMATS[kind]}, sort_keys=True)}
     if "geometry" in table.column_names:
         metadata["geo"] = json.dumps(_geo_entry(table["bbox"]), sort_keys=True)
     return table.replace_schema_metadata(metadata)

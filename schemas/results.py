@@ -20,7 +20,7 @@ RESULTS: Final = pa.schema(
         pa.field("cosine", pa.float32(), nullable=False),  # of the descriptors
         pa.field("matches", pa.int32()),  # mutual nearest neighbours; null where it was not re-ranked
         pa.field("local_score", pa.float32()),  # null where it was not re-ranked
-        pa.field("score", pa.float32(), nullable=False),  # what the order is made by; falls with rank within the pool
+        pa.field("score", pa.float32()),  # what the pool is ordered by, falling; null where it was not re-ranked
         # Matched patches for drawing: query row, query column, candidate row, candidate column, flattened, best pairs first.
         pa.field("matched_patches", pa.list_(pa.uint8())),  # null but for rank 1
     ]

@@ -21,6 +21,7 @@ FORMATS: Final[dict[str, int]] = {
     "results": 1,
     "geotags": 1,
     "metrics": 1,
+    "coverage": 1,
 }
 """The format that this version writes, by kind."""
 

@@ -1,0 +1,211 @@
+"""Settings of the network and of re-ranking: frozen, and every field says what it costs.
+
+`recipes` fills them in for the named networks; `inference` takes them; their plain values go into the manifest of a map.
+Section numbers are those of the method's specification (FoL, arXiv:2504.09881, and its released code).
+"""
+
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """The shape of a DINOv2 vision transformer."""
+
+    embed_dim: int
+    """Channels C of a token. Work grows with its square."""
+
+    depth: int
+    """Transformer blocks. Work grows in proportion."""
+
+    heads: int
+    """Attention heads; `embed_dim` is shared out among them."""
+
+    patch: int = 14
+    """Side of a patch in pixels."""
+
+    position_grid: int = 37
+    """Side of the learned position table, in patches. Other image sizes resample it."""
+
+    mlp_ratio: int = 4
+    """Hidden width of a block's MLP, in multiples of `embed_dim`."""
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.heads:
+            raise ValueError(f"embed_dim must be a multiple of heads={self.heads}, got {self.embed_dim}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A named network: its shape, what it does to a photo first, and what it keeps of it."""
+
+    name: str
+    """As the command line spells it."""
+
+    mode: Literal["fol"] = "fol"
+    """Where the dustbin's scores come from. `fol`: the attention of the class token."""
+
+    backbone: BackboneConfig
+    """The vision transformer."""
+
+    clusters: int = 64
+    """Columns of the global descriptor. An image must have more patches than this."""
+
+    cluster_dim: int = 128
+    """Channels of each cluster's column."""
+
+    token_dim: int = 256
+    """Numbers the class token adds to the global descriptor."""
+
+    hidden: int = 512
+    """Width of the aggregator's hidden layers."""
+
+    decoder_hidden: int = 256
+    """Channels between the two up-convolutions of the local decoder."""
+
+    local_dim: int = 128
+    """Channels of a local feature. Two bytes each in a stored map."""
+
+    input_size: int
+    """Side S in pixels that photos are resized to, whatever their shape. Work grows a little faster than its square."""
+
+    antialias: bool
+    """Smooth while shrinking. Off where published numbers must be met: torchvision 0.15 did not smooth tensors."""
+
+    scaled_decoding: bool
+    """A JPEG may be decoded at a reduced size, several times faster. Off where results must be exact."""
+
+    attention_floor: float = 0.01
+    """Class attention (summed over heads) below this counts as none. Its scale is heads / patches."""
+
+    mask_patches: int | None = None
+    """Keep the local features of this many patches; or give `mask_fraction`."""
+
+    mask_fraction: float | None = None
+    """Keep the local features of this share of the patches, rounded up; or give `mask_patches`."""
+
+    local_stride: int = 1
+    """Keep every 1st, 2nd or 4th row and column of the decoder's map. 1: all, about 15 features a patch, as FoL does;
+    4: exactly one a patch, 15 times smaller on disk and 200 times less work to match."""
+
+    seed: int | None = None
+    """Weights are drawn from this seed unless others are given. None: weights must be given."""
+
+    def __post_init__(self) -> None:
+        if (self.mask_patches is None) == (self.mask_fraction is None):
+            raise ValueError("give exactly one of mask_patches and mask_fraction")
+        if self.local_stride not in (1, 2, 4):
+            raise ValueError(f"local_stride must be 1, 2 or 4, got {self.local_stride}")
+        self.grid_side_at(self.input_size)
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Numbers in a global descriptor."""
+        return self.token_dim + self.cluster_dim * self.clusters
+
+    @property
+    def grid_side(self) -> int:
+        """Patches along one side of a photo at `input_size`."""
+        return self.grid_side_at(self.input_size)
+
+    def grid_side_at(self, size_px: int) -> int:
+        """Count the patches along one side of a square image.
+
+        Raises:
+            ValueError: the side is no multiple of the patch, or gives too few patches for the clusters or the mask.
+        """
+        side, rest = divmod(size_px, self.backbone.patch)
+        if rest:
+            raise ValueError(f"the side of an image must be a multiple of {self.backbone.patch} pixels, got {size_px}")
+        needed = max(self.clusters + 1, self.mask_patches or 0)
+        if side**2 < needed:
+            raise ValueError(
+                f"an image of {size_px} pixels has {side**2} patches, but recipe {self.name} needs at least {needed}"
+            )
+        return side
+
+    def kept_patches(self, patches: int) -> int:
+        """Say how many of an image's `patches` keep their local features."""
+        if self.mask_patches is not None:
+            return self.mask_patches
+        assert self.mask_fraction is not None
+        return ceil(self.mask_fraction * patches)
+
+    @property
+    def max_local_features(self) -> int:
+        """Most local features a photo at `input_size` can have: each patch covers at most 4 x 4 of the decoder's map.
+
+        At `local_stride` 4 every photo has exactly this many.
+        """
+        return self.kept_patches(self.grid_side**2) * (4 // self.local_stride) ** 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolConfig:
+    """How many of the best global candidates are worth matching locally (section 10.4).
+
+    Letters: s_1 >= s_2 >= ... global cosines of one query, mu and sigma mean and deviation of the lower half of them.
+    """
+
+    max_size: int = 100
+    """K_max: never look further. Matching work is at most this many candidates a query."""
+
+    min_size: int = 5
+    """K_min: look at this many unless the first is beyond doubt."""
+
+    delta: float = 0.15
+    """Look at candidates whose cosine is at most this below the best. More: larger pools."""
+
+    sigmas: float = 2.0
+    """lambda: look at candidates at least this many sigma above mu. More: smaller pools."""
+
+    sure_gap: float = 0.15
+    """delta_c: the best alone is enough if the second is this far below ..."""
+
+    sure_sigmas: float = 6.0
+    """z_c: ... and the best stands this many sigma above mu."""
+
+    fixed_size: int | None = None
+    """Always this many candidates instead. 100 is what FoL does."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_size <= self.max_size:
+            raise ValueError(f"min_size must be from 1 to max_size={self.max_size}, got {self.min_size}")
+        if self.delta < 0 or self.sure_gap <= 0:
+            raise ValueError(f"delta must not be negative nor sure_gap zero, got {self.delta} and {self.sure_gap}")
+        if self.fixed_size is not None and self.fixed_size < 1:
+            raise ValueError(f"fixed_size must be at least 1, got {self.fixed_size}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RerankConfig:
+    """How the candidates of a pool are put in order (section 10.5).
+
+    Letters: S_g global cosine, S_l local similarity, S'_g and S'_l the same scaled to 0..1.
+    """
+
+    mode: Literal["adaptive", "count", "paper"] = "adaptive"
+    """`count`: the number of matches, as FoL. `paper`: gamma S_g + S_l, as FoL++. `adaptive`: alpha S'_g + (1 - alpha) S'_l
+    with alpha growing with the lead of the best global candidate."""
+
+    min_cosine: float = 0.7
+    """Features match above this cosine. Higher: fewer, surer matches."""
+
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """Which candidates are matched at all."""
+
+    cosine_weight: bool = True
+    """A match adds its cosine times its reliability to S_l; off: its reliability only."""
+
+    gamma: float = 1000.0
+    """Weight of the global cosine in mode `paper`. S_l grows with the number of features, so fit gamma on validation photos."""
+
+    alpha_max: float = 0.5
+    """Largest weight of the global cosine in mode `adaptive`, from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.min_cosine <= 1:
+            raise ValueError(f"min_cosine must be between -1 and 1, got {self.min_cosine}")
+        if not 0 <= self.alpha_max <= 1:
+            raise ValueError(f"alpha_max must be between 0 and 1, got {self.alpha_max}")

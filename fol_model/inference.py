@@ -1,0 +1,310 @@
+"""The door for pipelines, NumPy in and NumPy out: photos become descriptors and local features, candidates become an order.
+
+Same photo, same network, same answer. On the CPU every photo goes through the network alone and on one thread, since PyTorch
+adds up in another order with other neighbours or another number of threads (measured: the last bits differ); more threads take
+more photos at a time. CUDA adds up in yet another order, which may change with the batch: there only the last bits differ.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Float32, Float64, Int32, Int64, UInt8
+from torch import Tensor
+
+from fol_model.config import Recipe, RerankConfig
+from fol_model.network import Extraction
+from fol_model.preprocessing import prepare
+from fol_model.recipes import recipe_named
+from fol_model.reranking import Comparison, LocalSide, best_first, compare, fused_scores
+from fol_model.scheduling import pool_size
+from fol_model.weights import State, build, checked_state, fingerprint, load_safetensors, seeded_weights
+
+CUDA_BATCH: Final = 32
+"""Photos that go through the network together on a GPU."""
+
+DRAWN_PAIRS: Final = 64
+"""Most matched patches reported for one candidate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedPhoto:
+    """One photo as a map stores it."""
+
+    descriptor: Float32[np.ndarray, " D"]
+    """Global descriptor of unit length."""
+
+    features: Float16[np.ndarray, "n 128"]
+    """Local features, L2-normalised before they were halved, in raster order."""
+
+    patch: UInt8[np.ndarray, "n 2"]
+    """Row and column of each feature's patch."""
+
+    reliability: UInt8[np.ndarray, " n"]
+    """Of each feature's patch, 0 to 255 for 0.0 to 1.0."""
+
+
+class Encoder:
+    """One loaded network. Several threads may call `encode` at once.
+
+    Args:
+        recipe: the network's settings.
+        state: its weights by the reference's names. None: drawn from the recipe's seed, which has seen no photo.
+        device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
+
+    Raises:
+        ValueError: the weights do not fit the recipe, or there are none and the recipe has no seed.
+    """
+
+    def __init__(self, recipe: Recipe, state: State | None = None, *, device: str = "auto") -> None:
+        self.trained: Final = state is not None
+        """False for weights drawn from a seed."""
+        self.recipe: Final = recipe if state is None else replace(recipe, seed=None)  # the seed made none of these weights
+        weights = checked_state(recipe, seeded_weights(recipe) if state is None else state)
+        self.fingerprint: Final = fingerprint(self.recipe, weights)
+        """Photos can be compared only when they were encoded under the same one."""
+        self._device: Final = _device(device)
+        self._network: Final = build(self.recipe, weights).to(self._device)
+
+    @property
+    def grid_side(self) -> int:
+        """Patches along one side of a photo."""
+        return self.recipe.grid_side
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Numbers in a global descriptor."""
+        return self.recipe.descriptor_dim
+
+    @property
+    def local_dim(self) -> int:
+        """Numbers in a local feature."""
+        return self.recipe.local_dim
+
+    @property
+    def max_local_features(self) -> int:
+        """Most local features of one photo; at `local_stride` 4 every photo has exactly this many."""
+        return self.recipe.max_local_features
+
+    @property
+    def batch_size(self) -> int:
+        """Photos that go through the network together."""
+        return 1 if self._device.type == "cpu" else CUDA_BATCH
+
+    @property
+    def decode_side(self) -> int | None:
+        """A JPEG may be decoded smaller, with sides of at least this many pixels; None: the recipe asks for all of them."""
+        return self.recipe.input_size if self.recipe.scaled_decoding else None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(parameter.nbytes for parameter in self._network.parameters())
+
+    def settings(self) -> dict[str, Any]:
+        """List the recipe's settings as plain JSON values, for a manifest."""
+        return asdict(self.recipe)
+
+    def encode(self, photos: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[EncodedPhoto]:
+        """Describe photos, in their order.
+
+        Args:
+            photos: RGB, upright, of any shapes.
+
+        Raises:
+            ValueError: a photo is not (height, width, 3) of uint8 or has no pixels.
+        """
+        for photo in photos:
+            _require_photo(photo)
+        if self._device.type == "cpu":
+            return _one_a_thread(self._encode_alone, photos)
+        starts = range(0, len(photos), CUDA_BATCH)
+        return [encoded for start in starts for encoded in self._encode_batch(photos[start : start + CUDA_BATCH])]
+
+    def _encode_alone(self, photo: UInt8[np.ndarray, "_ _ 3"]) -> EncodedPhoto:
+        return _encoded(self._network.extract(self._prepared(photo).unsqueeze(0)), 0)
+
+    def _encode_batch(self, photos: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[EncodedPhoto]:
+        images = torch.stack([self._prepared(photo) for photo in photos]).to(self._device)
+        # Without half precision, and without TF32, which PyTorch allows in convolutions and which keeps 10 bits of 23.
+        with torch.autocast("cuda", enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            extraction = self._network.extract(images)
+        return [_encoded(extraction, index) for index in range(len(photos))]
+
+    def _prepared(self, photo: UInt8[np.ndarray, "_ _ 3"]) -> Float32[Tensor, "3 S S"]:
+        return prepare(photo, self.recipe.input_size, antialias=self.recipe.antialias)
+
+
+def open_encoder(name: str, *, weights: Path | None, device: str = "auto") -> Encoder:
+    """Load a named network.
+
+    Args:
+        name: of a recipe.
+        weights: a safetensors file. None: the recipe's seeded weights, if it has a seed.
+        device: as for `Encoder`.
+
+    Raises:
+        ValueError: no such recipe, no such file, weights that do not fit, or none where the recipe needs them.
+    """
+    recipe = recipe_named(name)
+    if weights is None and recipe.seed is None:
+        raise ValueError(
+            f"recipe {name} has no weights of its own: give them with --weights FILE.safetensors, or use recipe tiny"
+        )
+    return Encoder(recipe, None if weights is None else load_safetensors(weights), device=device)
+
+
+@runtime_checkable  # so that the tests can check it
+class LocalFeaturesLike(Protocol):
+    """The stored local features of one photo. `schemas.local_features.LocalFeatures` is one, and so is `EncodedPhoto`."""
+
+    @property
+    def features(self) -> Float16[np.ndarray, "n D"]:
+        """L2-normalised."""
+        ...
+
+    @property
+    def patch(self) -> UInt8[np.ndarray, "n 2"]:
+        """Row and column of each feature's patch."""
+        ...
+
+    @property
+    def reliability(self) -> UInt8[np.ndarray, " n"]:
+        """Of each feature's patch, 0 to 255."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reranked:
+    """A pool put in order. Every array but `order` goes by place in the pool, which is the global order."""
+
+    order: Int64[np.ndarray, " K"]
+    """Places in the pool, best first."""
+
+    matches: Int32[np.ndarray, " K"]
+    """FoL's count of mutual nearest neighbours, in every mode; see `matching.count_mutual_matches`."""
+
+    local_scores: Float32[np.ndarray, " K"]
+    """By mode. `adaptive`: S'_l, from 0 to 1. `paper`: S_l. `count`: the matches."""
+
+    scores: Float32[np.ndarray, " K"]
+    """What the order is made by; `scores[order]` falls. 0 to 1 in mode `adaptive`, the number of matches in `count`,
+    gamma S_g + S_l in `paper`."""
+
+    matched_patches: tuple[UInt8[np.ndarray, "_ 4"], ...]
+    """For each candidate its matched patches (query row, query column, row, column), strongest first, none twice, at most
+    `DRAWN_PAIRS`."""
+
+
+class Reranker:
+    """Matches a query with its best global candidates and puts them in order.
+
+    Args:
+        config: how many, and by what.
+        device: where features are matched, in float32: `cpu`, `cuda` or `auto`.
+    """
+
+    def __init__(self, config: RerankConfig, device: str = "cpu") -> None:
+        self.config: Final = config
+        self._device: Final = _device(device)
+
+    def pool_size(self, cosines: Float64[np.ndarray, " all"]) -> int:
+        """Decide how many of the best candidates to match; see `scheduling.pool_size`."""
+        return pool_size(cosines, self.config.pool)
+
+    def rerank(
+        self,
+        query: LocalFeaturesLike,
+        candidates: Sequence[LocalFeaturesLike],
+        cosines: Float64[np.ndarray, " all"],
+    ) -> Reranked:
+        """Put the pool in order. Each thread holds one candidate as float32 at a time.
+
+        Args:
+            query: local features of the query.
+            candidates: those of the pool, in global order.
+            cosines: global cosines of all candidates, largest first; at least those of the pool.
+
+        Raises:
+            ValueError: there are more candidates than cosines.
+        """
+        if len(candidates) > len(cosines):
+            raise ValueError(f"got {len(candidates)} candidates but only {len(cosines)} cosines")
+        here = self._side(query)
+        compared = _one_a_thread(lambda candidate: compare(here, self._side(candidate), self.config), candidates)
+        local = np.array([one.local_score for one in compared], np.float64)
+        scores = fused_scores(self.config, cosines, local)
+        return Reranked(
+            order=best_first(scores),
+            matches=np.array([one.matches for one in compared], np.int32),
+            local_scores=local.astype(np.float32),
+            scores=scores,
+            matched_patches=tuple(
+                _drawn(one, query.patch, candidate.patch) for one, candidate in zip(compared, candidates, strict=True)
+            ),
+        )
+
+    def _side(self, stored: LocalFeaturesLike) -> LocalSide:
+        features = torch.from_numpy(stored.features.astype(np.float32)).to(self._device)
+        reliability = torch.from_numpy(stored.reliability.astype(np.float32)).to(self._device) / 255
+        return LocalSide(features=features, reliability=reliability)
+
+
+def use_threads(count: int) -> None:
+    """Set how many photos or candidates are worked on at a time on the CPU. Changes how fast answers come, not the answers.
+
+    For whoever owns the process, from the thread that will call `encode` and `rerank`: PyTorch's count, which this sets, is
+    kept for each thread. Threads that share the work themselves want 1.
+    """
+    torch.set_num_threads(count)
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def _one_a_thread(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """Do the work for every item, several items at a time, each by one thread alone."""
+    workers = max(1, min(len(items), torch.get_num_threads()))
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(work, items))
+
+
+def _drawn(
+    comparison: Comparison, query_patch: UInt8[np.ndarray, "Q 2"], candidate_patch: UInt8[np.ndarray, "C 2"]
+) -> UInt8[np.ndarray, "_ 4"]:
+    """List the patches of the strongest pairs, each pair of patches once however many features they share."""
+    strongest = torch.sort(comparison.weights, descending=True, stable=True).indices
+    query = query_patch[comparison.pairs.query[strongest].cpu().numpy()]
+    candidate = candidate_patch[comparison.pairs.candidate[strongest].cpu().numpy()]
+    both = np.concatenate([query, candidate], axis=1)
+    first_seen = np.sort(np.unique(both, axis=0, return_index=True)[1])
+    return both[first_seen[:DRAWN_PAIRS]]
+
+
+def _encoded(extraction: Extraction, index: int) -> EncodedPhoto:
+    reliability = extraction.reliability[index].mul(255).round()
+    return EncodedPhoto(
+        descriptor=extraction.descriptors[index].cpu().numpy(),
+        features=extraction.local_features[index].cpu().numpy().astype(np.float16),
+        patch=extraction.patches[index].cpu().numpy().astype(np.uint8),
+        reliability=reliability.cpu().numpy().astype(np.uint8),
+    )
+
+
+def _require_photo(photo: np.ndarray) -> None:
+    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+        raise ValueError(f"a photo must be (height, width, 3) of uint8, got {photo.shape} of {photo.dtype}")
+
+
+def _device(name: str) -> torch.device:
+    """Raises ValueError for a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name} was asked for, but PyTorch sees no GPU. Use cpu or auto")
+    return torch.device(name)

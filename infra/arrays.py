@@ -1,0 +1,289 @@
+"""The local features of a segment as a Zarr v3 group (`schemas/local_features.py`), written and read through `Storage`.
+
+Workers append photo by photo and hold one shard in memory; queries read single photos as small ranges. Anyone with Zarr opens the
+group without this file. What Zarr by itself would pass over is an error here: it reads what is missing as zeros.
+"""
+
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import google_crc32c
+import numpy as np
+import zarr
+from zarr.abc.store import ByteRequest, Store
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+
+from infra.storage import Storage
+from infra.tables import damaged, get_object, put_object
+from schemas.errors import DamagedError, FormatError, ObjectMissing
+from schemas.local_features import LocalFeatures
+from schemas.manifest import ObjectRef
+from schemas.versions import FORMATS, require_readable
+
+AnyArray = zarr.Array[Any]
+
+SHARD_BYTES: Final = 32 * 1024 * 1024
+"""Features in one shard object, about, and in the writer's memory."""
+
+READ_THREADS: Final = 8
+"""Requests under way at once when photos are read; on S3 their waiting adds up otherwise."""
+
+INDEX_ENTRY_BYTES: Final = 16
+CRC_BYTES: Final = 4
+
+
+class LocalFeaturesWriter:
+    """Writes the local features of a segment, photo by photo. Equal photos give equal bytes.
+
+    Args:
+        storage: where to.
+        path: of the group, where nothing is yet.
+        features_per_photo: K, the most features a photo can have; fewer are padded with zeros.
+        dim: numbers in a feature.
+    """
+
+    def __init__(self, storage: Storage, path: str, *, features_per_photo: int, dim: int) -> None:
+        self._store = _StorageStore(storage, path, read_only=False)
+        attributes = {"kind": "local_features", "version": FORMATS["local_features"]}
+        self._group = zarr.create_group(self._store, zarr_format=3, attributes=attributes)
+        self._shard_photos = max(1, SHARD_BYTES // (2 * features_per_photo * dim))
+        self._features = self._create_sharded("features", (features_per_photo, dim), np.float16)
+        self._patch = self._create_sharded("patch", (features_per_photo, 2), np.uint8)
+        self._reliability = self._create_sharded("reliability", (features_per_photo,), np.uint8)
+        self._features_per_photo = features_per_photo
+        self._waiting: list[LocalFeatures] = []
+        self._count: list[int] = []
+
+    def append(self, photo: LocalFeatures) -> None:
+        """Add the next photo.
+
+        Raises:
+            ValueError: it has more than K features.
+            StorageError: a shard could not be written.
+        """
+        if len(photo) > self._features_per_photo:
+            raise ValueError(f"a photo here has at most {self._features_per_photo} features, got {len(photo)}")
+        self._waiting.append(photo)
+        self._count.append(len(photo))
+        if len(self._waiting) == self._shard_photos:
+            self._flush()
+
+    def close(self) -> list[ObjectRef]:
+        """Write what is left and say what was written, by path.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        if self._waiting:
+            self._flush()
+        count = np.array(self._count, np.int32)
+        chunk = (max(1, len(count)),)
+        self._create("count", count.shape, count.dtype, chunk=chunk, shard=None)[:] = count
+        return [self._store.written[path] for path in sorted(self._store.written)]
+
+    def _create_sharded(self, name: str, row: tuple[int, ...], dtype: type[np.generic]) -> AnyArray:
+        return self._create(name, (0, *row), np.dtype(dtype), chunk=(1, *row), shard=(self._shard_photos, *row))
+
+    def _create(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, chunk: tuple[int, ...], shard: tuple[int, ...] | None
+    ) -> AnyArray:
+        return self._group.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=chunk,
+            shards=shard,
+            compressors=[Crc32cCodec()],  # descriptors do not compress; without the checksum a flipped bit is read as it is
+            config={"write_empty_chunks": True},  # so that a chunk that is not there is never right
+        )
+
+    def _flush(self) -> None:
+        photos = self._waiting
+        self._features.append(self._padded([photo.features for photo in photos]))
+        self._patch.append(self._padded([photo.patch for photo in photos]))
+        self._reliability.append(self._padded([photo.reliability for photo in photos]))
+        self._waiting = []
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        block = np.zeros((len(rows), self._features_per_photo, *rows[0].shape[1:]), rows[0].dtype)
+        for place, row in zip(block, rows, strict=True):
+            place[: len(row)] = row
+        return block
+
+
+class LocalFeaturesReader:
+    """Reads the local features of single photos of a segment. For any number of threads.
+
+    Args:
+        storage: where from.
+        path: of the group.
+        expected: what the receipt says of the group's objects. Those read whole (the metadata and `count`) are checked
+            against it; of all others only ranges are read, and of each range the crc32c is checked.
+
+    Raises:
+        DamagedError: metadata or `count` is missing or not what was written.
+        FormatError: another kind of group, or a format this Folio does not read.
+    """
+
+    def __init__(self, storage: Storage, path: str, *, expected: Sequence[ObjectRef] = ()) -> None:
+        store = _StorageStore(storage, path, read_only=True, expected={ref.path: ref for ref in expected})
+        try:
+            group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
+            _require_kind(dict(group.attrs), where=f"{storage.url}/{path}")
+            self._count: list[int] = np.asarray(_array(group, "count")[:]).tolist()
+            self._features, self._patch, self._reliability = (
+                _ShardedRows(storage, f"{path}/{name}", _array(group, name)) for name in ("features", "patch", "reliability")
+            )
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # whatever Zarr makes of damaged metadata
+            raise damaged(storage, path, f"a Zarr group that cannot be read ({error})", "one as it was written") from error
+
+    def __len__(self) -> int:
+        return len(self._count)
+
+    def read(self, rows: Sequence[int]) -> list[LocalFeatures]:
+        """Read photos, in the order asked for.
+
+        Raises:
+            DamagedError: a chunk is missing or not what was written.
+            IndexError: there is no such row.
+        """
+        if rows and not 0 <= min(rows) <= max(rows) < len(self):
+            raise IndexError(f"rows go from 0 to {len(self) - 1}, got {min(rows)} to {max(rows)}")
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            return list(pool.map(self._read, rows))
+
+    def _read(self, row: int) -> LocalFeatures:
+        count = self._count[row]  # what follows is padding; a copy lets go of it
+        return LocalFeatures(
+            features=self._features.read(row)[:count].copy(),
+            patch=self._patch.read(row)[:count].copy(),
+            reliability=self._reliability.read(row)[:count].copy(),
+        )
+
+
+class _ShardedRows:
+    """Reads single rows of a sharded Zarr array whose chunks are one row each, without compression and with a crc32c.
+
+    Zarr reads them too, but takes 4 ms of CPU a row, spent on index arithmetic, and fetches the shard's index every time; this
+    takes 0.1 ms. A shard is its chunks and then, for each, offset and length as uint64; the index has a crc32c of its own.
+
+    Source: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
+    """
+
+    def __init__(self, storage: Storage, path: str, array: AnyArray) -> None:
+        if array.shards is None:
+            raise TypeError(f"{path} is not sharded")
+        self._storage = storage
+        self._path = path
+        self._shard_rows = array.shards[0]
+        self._row_shape = array.shape[1:]
+        self._dtype = array.dtype
+        self._row_bytes = math.prod(self._row_shape) * self._dtype.itemsize
+        self._indexes: dict[int, list[tuple[int, int]]] = {}
+
+    def read(self, row: int) -> np.ndarray:
+        """Read one row; the array is read-only."""
+        shard, place = divmod(row, self._shard_rows)
+        if shard not in self._indexes:
+            index = self._fetch(shard, start=-(INDEX_ENTRY_BYTES * self._shard_rows + CRC_BYTES))
+            self._indexes[shard] = np.frombuffer(index, "<u8").reshape(-1, 2).tolist()
+        start, length = self._indexes[shard][place]
+        if length != self._row_bytes + CRC_BYTES:  # 2**64 - 1 where Zarr left the chunk out
+            raise self._damaged(shard, f"no chunk of {self._row_bytes} bytes for photo {row}", "one")
+        data = self._fetch(shard, start=start, stop=start + length)
+        return np.frombuffer(data, self._dtype).reshape(self._row_shape)
+
+    def _fetch(self, shard: int, *, start: int, stop: int | None = None) -> bytes:
+        try:
+            data = self._storage.get(self._object(shard), start=start, stop=stop)
+        except ObjectMissing as error:
+            raise self._damaged(shard, "nothing", "a part of an array") from error
+        content, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
+        if google_crc32c.value(content) != int.from_bytes(crc, "little"):
+            raise self._damaged(
+                shard, f"a wrong crc32c in the {len(data)} bytes from {start} on", "the one they were written with"
+            )
+        return content
+
+    def _damaged(self, shard: int, found: str, needed: str) -> DamagedError:
+        return damaged(self._storage, self._object(shard), found, needed)
+
+    def _object(self, shard: int) -> str:
+        return "/".join([self._path, "c", str(shard), *["0"] * len(self._row_shape)])
+
+
+class _StorageStore(Store):
+    """Zarr's view of a folder of a `Storage`. It keeps account of what was written, and does not let chunks be missing.
+
+    Its coroutines never wait for anything but the storage: a segment has one writer, whose shards go out one after another.
+    """
+
+    supports_writes = True
+    supports_deletes = False
+    supports_listing = False
+
+    def __init__(self, storage: Storage, path: str, *, read_only: bool, expected: Mapping[str, ObjectRef] | None = None) -> None:
+        super().__init__(read_only=read_only)
+        self._storage = storage
+        self._path = path
+        self._expected = expected or {}
+        self.written: dict[str, ObjectRef] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        assert byte_range is None, "only metadata and count are read through Zarr, and those whole"
+        path = f"{self._path}/{key}"
+        if not self.read_only and path not in self.written:
+            return None  # a writer's folder is new, so what it did not write is not there
+        try:
+            data = get_object(self._storage, self._expected[path]) if path in self._expected else self._storage.get(path)
+        except ObjectMissing as error:
+            if "/c/" in key:
+                raise damaged(self._storage, path, "nothing", "a part of an array") from error
+            return None
+        return prototype.buffer.from_bytes(data)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        path = f"{self._path}/{key}"
+        self.written[path] = put_object(self._storage, path, value.to_bytes())
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        return (await self.get(key, default_buffer_prototype())) is not None
+
+    async def delete(self, key: str) -> None:
+        raise NotImplementedError("a segment is never changed")
+
+    def list(self) -> AsyncIterator[str]:
+        raise NotImplementedError("Zarr lists nothing here: the members of the group are known")
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        return self.list()
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        return self.list()
+
+
+def _array(group: zarr.Group, name: str) -> AnyArray:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise TypeError(f"{name} is no array")
+    return array
+
+
+def _require_kind(attributes: Mapping[str, Any], *, where: str) -> None:
+    if attributes.get("kind") != "local_features":
+        raise FormatError(
+            f"{where}: expected a Zarr group of kind local_features, found {attributes.get('kind', 'no kind')}. "
+            "Nothing was changed. Check the path."
+        )
+    require_readable("local_features", int(attributes["version"]), where=where)

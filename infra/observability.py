@@ -1,0 +1,55 @@
+"""What a person sees of a run: log lines, a progress bar, and how long each stage took."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def configure_logging(level: str) -> None:
+    """Send log records of this process to stderr, from `level` ("debug", "info", "warning" or "error") upwards."""
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+def progress(items: Iterable[T], *, total: int, unit: str, description: str) -> Iterator[T]:
+    """Pass `items` on, with a bar on stderr while that is a terminal."""
+    with progress_bar(total, unit=unit, description=description) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+def progress_bar(total: int, *, unit: str, description: str) -> "tqdm[None]":
+    """Make a bar on stderr for work that does not come as one loop: `with progress_bar(...) as bar: ... bar.update(n)`.
+
+    It is silent when stderr is no terminal.
+    """
+    return tqdm(total=total, unit=unit, desc=description, file=sys.stderr, disable=not sys.stderr.isatty())
+
+
+class Stopwatch:
+    """Adds up how long each stage of a run took, for its summary. For one thread."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done inside; a stage entered twice is added up, and one that fails counts too."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        """Give the seconds of each stage, in the order they were first entered."""
+        return dict(self._seconds)

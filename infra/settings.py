@@ -1,0 +1,86 @@
+"""What the environment says, read once into a frozen `Settings` that is passed on. No other file reads `os.environ`.
+
+Credentials are not here: s3fs finds them by itself where the AWS tools look (variables, `~/.aws`, instance role).
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.errors import FolioError
+
+MAX_DEFAULT_THREADS: Final = 8
+"""Above this torch and FAISS gain little, and a large machine usually runs several workers."""
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How this process runs: nothing here changes what is written into a map."""
+
+    threads: int
+    """FOLIO_THREADS: threads for decoding, torch and FAISS. Default: one a CPU, at most 8."""
+
+    log_level: str = "info"
+    """FOLIO_LOG: debug, info, warning or error."""
+
+    s3_endpoint_url: str | None = None
+    """AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: an S3 server other than AWS."""
+
+    ray_address: str | None = None
+    """RAY_ADDRESS: a Ray cluster to join; None: start one on this machine when workers are asked for."""
+
+    prefect_api_url: str | None = None
+    """PREFECT_API_URL: long commands then run as Prefect flows."""
+
+    @staticmethod
+    def from_environment() -> "Settings":
+        """Read this process's environment.
+
+        Raises:
+            FolioError: a variable has a value it cannot have.
+        """
+        return settings_from(os.environ)
+
+
+def settings_from(variables: Mapping[str, str]) -> Settings:
+    """Read settings from environment variables; an empty value counts as unset.
+
+    Raises:
+        FolioError: a variable has a value it cannot have.
+    """
+    threads = variables.get("FOLIO_THREADS") or str(min(os.cpu_count() or 1, MAX_DEFAULT_THREADS))
+    log_level = variables.get("FOLIO_LOG") or "info"
+    if not threads.isdecimal() or int(threads) < 1:
+        raise FolioError(_refusal("FOLIO_THREADS", threads, "a whole number from 1"))
+    if log_level not in LOG_LEVELS:
+        raise FolioError(_refusal("FOLIO_LOG", log_level, " or ".join(LOG_LEVELS)))
+    return Settings(
+        threads=int(threads),
+        log_level=log_level,
+        s3_endpoint_url=variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or None,
+        ray_address=variables.get("RAY_ADDRESS") or None,
+        prefect_api_url=variables.get("PREFECT_API_URL") or None,
+    )
+
+
+def _refusal(name: str, found: str, needed: str) -> str:
+    return f"environment variable {name}: found {found!r}, needed {needed}. Nothing was started. Set it right or unset it."
+
+
+@contextmanager
+def changed_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the block runs: for libraries and child processes that read nothing else."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

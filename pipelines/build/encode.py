@@ -1,0 +1,148 @@
+"""images ▶ segment: encode one partition and put the result into the map's store, whole or not at all.
+
+The same function runs in a thread of the command and inside a Ray actor (`actors.py`) and gives byte-identical files: on CPU each
+photo is encoded by itself, so neither its neighbours nor the number of workers can change it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+from infra.arrays import LocalFeaturesWriter
+
+from fol_model.inference import EncodedPhoto, Encoder
+from infra.commits import write_receipt
+from infra.settings import Settings
+from infra.storage import Storage, open_storage
+from infra.tables import descriptor_column, write_table
+from pipelines.catalog.decoding import PhotoDecoder
+from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.reading import PhotoReader
+from pipelines.catalog.rows import load_photo, reject_row
+from pipelines.engine.partition import Partition
+from schemas import layout
+from schemas.descriptors import descriptors_schema
+from schemas.errors import PhotoError
+from schemas.local_features import LocalFeatures
+from schemas.manifest import BBox, ObjectRef, Receipt
+from schemas.rejects import REJECTS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeJob:
+    """What every worker of a build needs to know; small enough to send anywhere."""
+
+    map_url: str
+    recipe: str
+    weights: str | None
+    device: str
+    limits: PhotoLimits
+
+
+class SegmentWorker:
+    """Encodes partitions of one map, one at a time. Holds a decoder process; the network may be shared by several workers."""
+
+    def __init__(self, job: EncodeJob, encoder: Encoder, settings: Settings) -> None:
+        self._storage = open_storage(job.map_url, settings)
+        self._encoder = encoder
+        self._reader = PhotoReader(settings, job.limits)
+        self._decoder = PhotoDecoder(job.limits)
+
+    def run(self, task: Partition, on_photo: Callable[[], None]) -> Receipt:
+        """Encode a partition. Doing it twice changes nothing: the first receipt stands."""
+        return encode_partition(task, self._storage, self._encoder, self._reader, self._decoder, on_photo)
+
+    def close(self) -> None:
+        """Stop the decoder process."""
+        self._decoder.close()
+
+
+def encode_partition(
+    partition: Partition,
+    storage: Storage,
+    encoder: Encoder,
+    reader: PhotoReader,
+    decoder: PhotoDecoder,
+    on_photo: Callable[[], None],
+) -> Receipt:
+    """Encode the photos of a partition into a segment.
+
+    Photos that cannot be used land in the segment's `rejects.parquet`; the others are not affected.
+
+    Returns:
+        The receipt that stands for this segment: ours, or that of an attempt that finished first.
+
+    Raises:
+        StorageError: the store of the map or of a photo does not answer; nothing of this attempt counts.
+    """
+    folder = layout.segment_folder(partition.segment_id, uuid4().hex[:12])
+    writer = LocalFeaturesWriter(
+        storage,
+        f"{folder}/{layout.LOCAL_FEATURES}",
+        features_per_photo=encoder.max_local_features,
+        dim=encoder.local_dim,
+    )
+    kept: list[int] = []
+    rejects: list[dict[str, object]] = []
+    descriptors = np.empty((len(partition.images), encoder.descriptor_dim), np.float16)
+    for row, photo in _encode_photos(partition.images, encoder, reader, decoder):
+        if isinstance(photo, PhotoError):
+            rejects.append(reject_row(partition.images, row, "encode", photo))
+        else:
+            descriptors[len(kept)] = photo.descriptor
+            writer.append(LocalFeatures(features=photo.features, patch=photo.patch, reliability=photo.reliability))
+            kept.append(row)
+        on_photo()
+    images = partition.images.take(kept)
+    objects = [
+        write_table(storage, f"{folder}/{layout.IMAGES}", images, kind="images"),
+        write_table(
+            storage, f"{folder}/{layout.DESCRIPTORS}", _descriptor_table(images, descriptors[: len(kept)]), kind="descriptors"
+        ),
+        write_table(storage, f"{folder}/{layout.REJECTS}", pa.Table.from_pylist(rejects, REJECTS), kind="rejects"),
+        *writer.close(),
+    ]
+    return write_receipt(storage, _receipt(partition, folder, encoder, images, len(rejects), objects))
+
+
+def bounding_box(images: pa.Table) -> BBox:
+    """Give west, south, east, north of at least one photo."""
+    lon, lat = images["lon_deg"].to_numpy(), images["lat_deg"].to_numpy()
+    return float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())
+
+
+def _encode_photos(
+    images: pa.Table, encoder: Encoder, reader: PhotoReader, decoder: PhotoDecoder
+) -> Iterator[tuple[int, EncodedPhoto | PhotoError]]:
+    """Encode in batches of the size the encoder likes (1 on CPU); rows come in order within each batch's good and bad ones."""
+    batch: list[tuple[int, np.ndarray]] = []
+    for row in range(len(images)):
+        try:
+            batch.append((row, load_photo(images, row, reader, decoder, min_side=encoder.decode_side)))
+        except PhotoError as error:
+            yield row, error
+        if len(batch) == encoder.batch_size or (batch and row == len(images) - 1):
+            encoded = encoder.encode([pixels for _, pixels in batch])
+            yield from zip((number for number, _ in batch), encoded, strict=True)
+            batch.clear()
+
+
+def _descriptor_table(images: pa.Table, descriptors: np.ndarray) -> pa.Table:
+    columns = [images["image_id"], descriptor_column(descriptors), images["geometry"], images["bbox"]]
+    return pa.Table.from_arrays(columns, schema=descriptors_schema(descriptors.shape[1]))
+
+
+def _receipt(
+    partition: Partition, folder: str, encoder: Encoder, images: pa.Table, rejected: int, objects: list[ObjectRef]
+) -> Receipt:
+    return Receipt(
+        segment_id=partition.segment_id,
+        attempt=folder.rsplit("/", 1)[1],
+        model_fingerprint=encoder.fingerprint,
+        rows=len(images),
+        rejected=rejected,
+        bbox=bounding_box(images) if len(images) else None,
+        objects=sorted(objects, key=lambda ref: ref.path),
+    )

@@ -1,0 +1,51 @@
+"""`build` and `backfill` as Prefect flows, over the same stages that the command calls directly."""
+
+from typing import Any
+
+import msgspec
+from prefect import flow
+
+from infra.observability import Stopwatch
+from infra.settings import Settings
+from pipelines.build.build import BuildRequest, BuildSummary, encode, prepare, publish_version, summarise
+from pipelines.engine.flow import show, stage
+
+
+@flow(name="build", persist_result=False)
+def build_flow(request: dict[str, Any]) -> dict[str, Any]:
+    """Bring a map up to date.
+
+    Args:
+        request: the fields of `BuildRequest` as plain JSON; credentials never stand in it.
+
+    Returns:
+        The fields of `BuildSummary`.
+    """
+    return msgspec.to_builtins(_run(msgspec.convert(request, BuildRequest, strict=False)))  # type: ignore[no-any-return]
+
+
+@flow(name="backfill", persist_result=False)
+def backfill_flow(request: dict[str, Any]) -> dict[str, Any]:
+    """Add photos to a map. As `build_flow`."""
+    return msgspec.to_builtins(_run(msgspec.convert(request, BuildRequest, strict=False)))  # type: ignore[no-any-return]
+
+
+def run_as_flow(request: BuildRequest) -> BuildSummary:
+    """Run the flow here, known to the Prefect server that is configured; Prefect starts one for the run if none is."""
+    run = backfill_flow if request.mode == "backfill" else build_flow
+    return msgspec.convert(run(msgspec.to_builtins(request)), BuildSummary)
+
+
+def _run(request: BuildRequest) -> BuildSummary:
+    settings = Settings.from_environment()
+    clock = Stopwatch()
+    with clock.stage("catalog"):
+        prepared = stage("catalog", lambda: prepare(request, settings))
+    show(f"{request.mode}-plan", prepared.plan, "What this run is going to do")
+    with clock.stage("encode"):
+        lost = stage("encode", lambda: encode(prepared, settings))
+    with clock.stage("publish"):
+        published = stage("publish", lambda: publish_version(prepared, lost))
+    summary = summarise(prepared, published, clock)
+    show(f"{request.mode}-summary", summary, "What this run did")
+    return summary

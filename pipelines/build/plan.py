@@ -1,0 +1,127 @@
+"""What a build would do and cost, before it spends anything. `--plan` prints this and stops."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from fol_model.inference import Encoder
+from pipelines.catalog.sources import Catalog
+from schemas.errors import PlanError
+from schemas.versions import FORMATS
+
+TRIAL_PHOTOS = 3
+"""Forward passes timed for the estimate; the first warms up and is not counted."""
+
+
+class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Work, memory and disk of a build. Also `runs/<run_id>/plan.json`."""
+
+    format_version: int = FORMATS["plan"]
+    run_id: str
+    mode: str
+    """`build` or `backfill`."""
+    recipe: str
+    trained: bool
+    photos_listed: int
+    photos_rejected: int
+    """By the catalog; photos that do not decode come on top."""
+    photos_known: int
+    """Encoded or rejected before; nothing to do."""
+    photos_to_encode: int
+    segments_to_encode: int
+    workers: int
+    memory_bytes: int
+    """Most that all workers should need at once."""
+    store_bytes: int
+    """At most that many are added to the map's store."""
+
+    def lines(self, speed: "SpeedEstimate") -> list[str]:
+        """Say it to a person."""
+        return [
+            f"{self.photos_listed:,} photos listed, {self.photos_rejected:,} rejected by the catalog, {self.photos_known:,} known",
+            f"work    {self.photos_to_encode:,} photos in {self.segments_to_encode:,} segments to encode with {self.recipe}"
+            f"{'' if self.trained else ' (untrained)'}, about {speed.seconds(self):,.0f} s with {self.workers} workers",
+            f"memory  up to {self.memory_bytes / 1e9:.1f} GB",
+            f"disk    up to {self.store_bytes / 1e6:,.1f} MB more in the map's store",
+            "nothing was written",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedEstimate:
+    """How fast this machine encodes, measured now on a made-up picture."""
+
+    photos_per_second: float
+    """Of one worker, without fetching and decoding."""
+
+    def seconds(self, plan: BuildPlan) -> float:
+        """Estimate the time of the encoding."""
+        return plan.photos_to_encode / (self.photos_per_second * plan.workers)
+
+
+def make_plan(
+    catalog: Catalog, to_encode: int, segment_sizes: Sequence[int], encoder: Encoder, *, mode: str, workers: int
+) -> BuildPlan:
+    """Work out what a build would take."""
+    keys = sorted(catalog.images["photo_key"].to_pylist())
+    photo_bytes = bytes_per_photo(encoder)
+    return BuildPlan(
+        run_id=hashlib.sha256(msgspec.json.encode([mode, encoder.fingerprint, keys])).hexdigest()[:16],
+        mode=mode,
+        recipe=encoder.recipe.name,
+        trained=encoder.trained,
+        photos_listed=len(catalog.images) + len(catalog.rejects),
+        photos_rejected=len(catalog.rejects),
+        photos_known=len(catalog.images) - to_encode,
+        photos_to_encode=to_encode,
+        segments_to_encode=len(segment_sizes),
+        workers=min(workers, max(1, len(segment_sizes))),
+        memory_bytes=_memory(encoder, max(segment_sizes, default=0), workers),
+        store_bytes=to_encode * photo_bytes,
+    )
+
+
+def bytes_per_photo(encoder: Encoder) -> int:
+    """Count what one photo takes in the store at most: descriptor, local features with patch and reliability, and its row."""
+    per_feature = 2 * encoder.local_dim + 2 + 1
+    return 2 * encoder.descriptor_dim + encoder.max_local_features * per_feature + 400
+
+
+def measure_speed(encoder: Encoder) -> SpeedEstimate:
+    """Time a few forward passes of this network on this machine."""
+    photo = np.zeros((encoder.recipe.input_size, encoder.recipe.input_size, 3), np.uint8)
+    encoder.encode([photo])
+    start = time.perf_counter()
+    for _ in range(TRIAL_PHOTOS - 1):
+        encoder.encode([photo])
+    return SpeedEstimate(photos_per_second=(TRIAL_PHOTOS - 1) / (time.perf_counter() - start))
+
+
+def require_room(plan: BuildPlan, map_url: str) -> None:
+    """Refuse a build that the map's disk has no room for. Buckets are taken to be large enough.
+
+    Raises:
+        PlanError: it would not fit.
+    """
+    folder = Path(map_url.removeprefix("file://"))
+    if "://" in map_url.removeprefix("file://"):
+        return
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if plan.store_bytes > free:
+        raise PlanError(
+            f"{map_url}: the build would write up to {plan.store_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free. "
+            "Nothing was written. Free some space, or put the map elsewhere."
+        )
+
+
+def _memory(encoder: Encoder, photos: int, workers: int) -> int:
+    """Network once, and for each worker a decoder (512 MB at most), a segment's descriptors and one buffered Zarr shard."""
+    decoder, zarr_shard = 512 << 20, 64 << 20
+    return encoder.weight_bytes + workers * (decoder + zarr_shard + photos * encoder.descriptor_dim * 2) + (600 << 20)

@@ -1,0 +1,271 @@
+"""folder | bucket | table ▶ images: from what a user names on the command line to the rows of a catalog.
+
+Lists each source (`listing`), reads each photo once for its size, checksum and header (`photo_facts`), settles what is known of
+it, and sorts the rows along a Hilbert curve. A bad photo becomes a reject with a reason; a source that cannot be listed at all
+is an error.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from infra.settings import Settings
+from infra.storage import Storage
+from pipelines.catalog.claims import Claim
+from pipelines.catalog.file_names import UtmZone
+from pipelines.catalog.headers import READABLE, format_of
+from pipelines.catalog.hilbert import hilbert_position
+from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.listing import Listed, Lister
+from pipelines.catalog.locations import Location
+from pipelines.catalog.photo_facts import PhotoFacts, photo_facts
+from pipelines.catalog.positions import position_problem
+from pipelines.catalog.reading import Storages, photo_errors, sha256_of
+from schemas.errors import PhotoError
+from schemas.geoparquet import GEOMETRY_FIELDS, point_columns
+from schemas.images import IMAGES, image_id, photo_key
+from schemas.reasons import RejectReason
+from schemas.rejects import REJECTS
+
+Row: TypeAlias = dict[str, Any]
+Outcome: TypeAlias = tuple[Row, None] | tuple[None, Row]
+"""What became of one photo: its row of `images`, or of `rejects`."""
+
+HEAD_BYTES: Final = 256 * 1024
+"""What is read of a JPEG in a bucket; the header of nearly every photo ends before."""
+
+READ_AHEAD: Final = 1024
+"""Photos that are handed to the threads at once."""
+
+PROBLEMS_OF_FILES: Final = {
+    RejectReason.NO_POSITION: "neither EXIF, XMP, the file name nor a table says where it was taken",
+    RejectReason.POSITION_INVALID: "the position in its EXIF or XMP cannot be read or is not on Earth",
+    RejectReason.NULL_ISLAND: "the position in its EXIF or XMP is exactly 0, 0: the camera had no fix",
+}
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Known(NamedTuple):
+    """What a catalog says of a photo besides its bytes, in the order in which `photo_key` takes it."""
+
+    lat_deg: float | None
+    lon_deg: float | None
+    altitude_m: float | None
+    heading_deg: float | None
+    taken_at: datetime | None
+    sequence_id: str | None
+
+
+class Fetched(NamedTuple):
+    """A photo that could be read."""
+
+    size_bytes: int
+    checksum: str
+    header: bytes
+    """The file, or enough of its beginning."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Catalog:
+    """The photos of some sources."""
+
+    images: pa.Table
+    """In the schema of images, in Hilbert order; photos without a position last."""
+
+    rejects: pa.Table
+    """In the schema of rejects, in the order of the sources."""
+
+    notes: list[str]
+    """How the sources were understood, one line each, for the user."""
+
+
+def list_photos(
+    sources: Sequence[str],
+    *,
+    settings: Settings,
+    limits: PhotoLimits,
+    needs_position: bool,
+    utm_zone: str | None = None,
+    show_progress: bool = False,
+) -> Catalog:
+    """List the photos of folders, URLs, single photos and tables.
+
+    The first mention of a photo counts. The position comes from the table, else the file name, else EXIF, else XMP.
+
+    Args:
+        sources: as the user names them; at least one.
+        settings: threads and store endpoints.
+        limits: what one photo may cost.
+        needs_position: reject photos without a position. Else they are kept without one, as queries may be.
+        utm_zone: for file names like `@east@north@.jpg`: a zone such as 33U, 33north or 56south.
+        show_progress: draw a bar, when someone is watching.
+
+    Raises:
+        CatalogError: a source is not there, empty or cannot be understood.
+        StorageError: a store does not answer.
+    """
+    storages = Storages(settings)
+    zone = UtmZone.parse(utm_zone) if utm_zone else None
+    lister = Lister(storages=storages, utm_zone=zone, needs_position=needs_position)
+    listed = list(_without_repeats(photo for source in sources for photo in lister.list(source)))
+    examine = partial(_row_or_reject, storages=storages, limits=limits, needs_position=needs_position)
+    outcomes = list(_in_threads(examine, listed, settings.threads, show_progress=show_progress))
+    images = _images_table([row for row, _ in outcomes if row])
+    rejects = pa.Table.from_pylist([reject for _, reject in outcomes if reject], REJECTS)
+    return Catalog(images=images, rejects=rejects, notes=[*lister.notes, *_disbelieved(listed, outcomes)])
+
+
+def _without_repeats(listed: Iterable[Listed]) -> Iterator[Listed]:
+    """Drop what was named before; refuse another file under a name that is taken."""
+    roots: dict[str, str] = {}
+    seen: set[Location] = set()
+    for photo in listed:
+        if isinstance(photo.location, PhotoError):
+            yield photo
+        elif photo.location not in seen:
+            seen.add(photo.location)
+            if photo.uri in roots:
+                detail = f"the same name was given for a file in {roots[photo.uri] or 'another place'}, which was taken"
+                photo = replace(photo, location=PhotoError(RejectReason.DUPLICATE_NAME, detail))
+            roots.setdefault(photo.uri, photo.root)
+            yield photo
+
+
+def _in_threads(
+    function: Callable[[Listed], Outcome], photos: Sequence[Listed], threads: int, *, show_progress: bool
+) -> Iterator[Outcome]:
+    """Apply a function to all photos, results in order, without queueing millions of calls at once."""
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="catalog") as pool,
+        tqdm(total=len(photos), unit="photo", desc="catalog", disable=None if show_progress else True) as bar,
+    ):
+        for start in range(0, len(photos), READ_AHEAD):
+            for outcome in pool.map(function, photos[start : start + READ_AHEAD]):
+                yield outcome
+                bar.update()
+
+
+def _disbelieved(listed: Sequence[Listed], outcomes: Sequence[Outcome]) -> list[str]:
+    """Note how many photos were kept although a table or name gives them a position that cannot be."""
+    kept = [photo.claim for photo, (row, _) in zip(listed, outcomes, strict=True) if row and row["lat_deg"] is None]
+    count = sum(claim.has_position for claim in kept)
+    return [f"{count} photos are said to be nowhere on Earth; taken as unknown"] if count else []
+
+
+def _row_or_reject(photo: Listed, *, storages: Storages, limits: PhotoLimits, needs_position: bool) -> Outcome:
+    """Read one photo."""
+    fetched = None
+    try:
+        fetched = _fetch(photo, storages, limits)
+        facts = photo_facts(fetched.header, max_pixels=limits.max_pixels)
+        return _row(photo, fetched, _settled(photo.claim, facts, needs_position=needs_position)), None
+    except PhotoError as problem:
+        key = photo_key(photo.uri, fetched.size_bytes, fetched.checksum, *[None] * len(Known._fields)) if fetched else None
+        return None, {
+            "uri": photo.uri.encode(errors="backslashreplace").decode(),
+            "root": photo.root,
+            "photo_key": key,
+            "stage": "catalog",
+            "reason": problem.reason.value,
+            "detail": problem.detail,
+        }
+
+
+def _fetch(photo: Listed, storages: Storages, limits: PhotoLimits) -> Fetched:
+    """Read what is needed of one photo: all of a local file, as little as possible from a bucket."""
+    if isinstance(photo.location, PhotoError):
+        raise photo.location
+    if photo.uri.encode(errors="replace").decode() != photo.uri:
+        raise PhotoError(RejectReason.UNREADABLE, "its name is not UTF-8; rename it")
+    storage, path = storages.at(photo.location.storage_url), photo.location.path
+    with photo_errors(photo.location):
+        info = photo.info or storage.info(path)
+        if info.size_bytes > limits.max_bytes:
+            raise PhotoError(RejectReason.TOO_MANY_BYTES, f"{info.size_bytes:,} bytes, the limit is {limits.max_bytes:,}")
+        if info.etag:
+            header = _header(storage, path, info.size_bytes, limits)
+            return Fetched(size_bytes=info.size_bytes, checksum=f"etag:{info.etag}", header=header)
+        data = storage.get(path, stop=limits.max_bytes)
+    return Fetched(size_bytes=len(data), checksum=sha256_of(data), header=data)
+
+
+def _header(storage: Storage, path: str, size_bytes: int, limits: PhotoLimits) -> bytes:
+    """Read the beginning of an object if that says all, else the whole.
+
+    A JPEG has its metadata before its pixels. A PNG, WebP or TIFF may have them at the end.
+    """
+    head = storage.get(path, stop=HEAD_BYTES)
+    kind = format_of(head)
+    if len(head) >= size_bytes or kind not in READABLE or (kind == "JPEG" and _opens(head, limits)):
+        return head
+    return storage.get(path)
+
+
+def _opens(head: bytes, limits: PhotoLimits) -> bool:
+    try:
+        photo_facts(head, max_pixels=limits.max_pixels)
+    except PhotoError as problem:
+        return problem.reason == RejectReason.TOO_MANY_PIXELS  # then more bytes would not help
+    return True
+
+
+def _settled(claim: Claim, facts: PhotoFacts, *, needs_position: bool) -> Known:
+    """Decide what is known of a photo: what a table or name claims goes before what the file says.
+
+    Raises:
+        PhotoError: a position is needed and there is none.
+    """
+    lat_deg, lon_deg, problem = facts.lat_deg, facts.lon_deg, facts.position_problem
+    detail = PROBLEMS_OF_FILES[problem] if problem else ""
+    if claim.has_position:
+        lat_deg, lon_deg = (math.nan if value is None else value for value in (claim.lat_deg, claim.lon_deg))
+        problem = position_problem(lat_deg, lon_deg)
+        detail = f"{claim.source} gives latitude {lat_deg:g}, longitude {lon_deg:g}"
+    if problem and needs_position:
+        raise PhotoError(problem, detail)
+    return Known(
+        lat_deg=None if problem else lat_deg,
+        lon_deg=None if problem else lon_deg,
+        altitude_m=facts.altitude_m if claim.altitude_m is None else claim.altitude_m,
+        heading_deg=facts.heading_deg if claim.heading_deg is None else claim.heading_deg,
+        taken_at=claim.taken_at or facts.taken_at,
+        sequence_id=claim.sequence_id,
+    )
+
+
+def _row(photo: Listed, fetched: Fetched, known: Known) -> Row:
+    taken_at_us = None if known.taken_at is None else (known.taken_at - EPOCH) // timedelta(microseconds=1)
+    facts = {**known._asdict(), "taken_at": taken_at_us}
+    return {
+        "image_id": image_id(photo.uri),
+        "photo_key": photo_key(photo.uri, fetched.size_bytes, fetched.checksum, *facts.values()),
+        "uri": photo.uri,
+        "root": photo.root,
+        "size_bytes": fetched.size_bytes,
+        "checksum": fetched.checksum,
+        **known._asdict(),
+    }
+
+
+def _images_table(rows: list[Row]) -> pa.Table:
+    """Put rows into the schema of images, in Hilbert order, ties and rows without a position by uri."""
+    plain = pa.Table.from_pylist(rows, pa.schema([field for field in IMAGES if field not in GEOMETRY_FIELDS]))
+    lon_deg, lat_deg = plain["lon_deg"].to_numpy(), plain["lat_deg"].to_numpy()  # NaN where null
+    images = pa.Table.from_arrays([*plain.columns, *point_columns(lon_deg, lat_deg)], schema=IMAGES)
+    known = np.isfinite(lon_deg)
+    place = np.full(len(images), np.iinfo(np.uint64).max)  # no place on the curve is that far
+    place[known] = hilbert_position(lon_deg[known], lat_deg[known])
+    order = pc.sort_indices(
+        pa.table({"place": place, "uri": images["uri"]}), sort_keys=[("place", "ascending"), ("uri", "ascending")]
+    )
+    return images.take(order)

@@ -1,0 +1,359 @@
+"""The `folio` command. Each command turns its options into a request, calls one verb and prints what came of it.
+
+Exit codes: 0 done, 1 the user can fix it, 2 usage, 3 finished with rejected photos under --strict.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+import msgspec
+
+from infra.observability import configure_logging
+from infra.settings import Settings, changed_environment
+from schemas.errors import FolioError
+
+REJECTED_EXIT: Final = 3
+
+QUIET_PREFECT: Final = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+"""Read by Prefect on import: no usage reports to anybody."""
+
+
+class _Command(click.Command):
+    """A command whose usage reads MAP PHOTOS... [OPTIONS], and whose example is printed as it was written."""
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        arguments = [piece for param in self.get_params(ctx) for piece in param.get_usage_pieces(ctx)]
+        return [*arguments, "[OPTIONS]"]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            with formatter.section("Example"):
+                formatter.write_text(self.epilog)
+
+
+class _Group(click.Group):
+    """Turns an expected error into one line and exit code 1."""
+
+    command_class = _Command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FolioError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("stopped. What was finished is kept; run the same command again to go on.")
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"folio: {message}", err=True)
+    sys.exit(1)
+
+
+def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+MAP = click.argument("map_url", metavar="MAP")
+PHOTOS = click.argument("photos", metavar="PHOTOS...", nargs=-1, required=True)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+STRICT = click.option("--strict", is_flag=True, help="Exit with 3 when photos were rejected.")
+UTM_ZONE = click.option("--utm-zone", metavar="ZONE", help="Zone of file names that hold only @east@north@, as 33N or 33U.")
+WEIGHTS = click.option(
+    "--weights", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Weights of the network, as safetensors."
+)
+DEVICE = click.option("--device", default="auto", metavar="NAME", help="cpu, cuda, or auto: a GPU where there is one.")
+VERSION = click.option("--version", "version", type=int, metavar="N", help="Use this version of the map, not the newest.")
+PREFECT = click.option("--prefect", is_flag=True, help="Run as a Prefect flow, also when PREFECT_API_URL is not set.")
+BUILDING = _options(
+    MAP,
+    PHOTOS,
+    click.option("--recipe", metavar="NAME", help="Network to encode with. See `folio models`.  [default: the map's, or tiny]"),
+    WEIGHTS,
+    UTM_ZONE,
+    click.option("--plan", "plan_only", is_flag=True, help="Print the work, memory and disk it would take, and stop."),
+    click.option("--workers", type=click.Choice(["here", "ray"]), default="here", help="Encode in this process, or on Ray."),
+    DEVICE,
+    click.option("--single-writer", is_flag=True, help="Publish to a store that does not refuse a second writer."),
+    PREFECT,
+    STRICT,
+    JSON,
+)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="folio-vpr", message="folio %(version)s")
+def main() -> None:
+    """Turn geotagged photos into a published, searchable map, and say where other photos were taken.
+
+    PHOTOS are folders, buckets (s3://...), single photos, or tables (.csv, .parquet) with uri, lat_deg and lon_deg.
+    MAP is a folder or any fsspec URL.
+    """
+
+
+@main.command(cls=_Command, epilog="folio build s3://maps/lund s3://survey/2026/ --plan")
+@BUILDING
+@click.option("--replace-model", is_flag=True, help="Encode every photo again when the network is not the map's.")
+def build(replace_model: bool, **options: Any) -> None:
+    """Bring the map at MAP up to date with exactly these photos: new ones are encoded, known ones kept, vanished ones dropped.
+
+    Stop it at any time and run it again: finished work is kept, and readers see the old map until the new one is complete.
+    """
+    _build(mode="build", replace_model=replace_model, **options)
+
+
+@main.command(cls=_Command, epilog="folio backfill s3://maps/lund new-drive/")
+@BUILDING
+def backfill(**options: Any) -> None:
+    """Add photos to the map at MAP and touch nothing else: its other photos, segments and shards stay as they are.
+
+    A photo whose name the map already knows is left alone; `folio build` replaces it. Safe to stop and run again.
+    """
+    _build(mode="backfill", replace_model=False, **options)
+
+
+@main.command(cls=_Command, epilog="folio query s3://maps/lund bridge.jpg")
+@MAP
+@click.argument("photos", metavar="PHOTO...", nargs=-1, required=True)
+@VERSION
+@WEIGHTS
+@DEVICE
+@JSON
+def query(map_url: str, photos: tuple[str, ...], version: int | None, weights: str | None, device: str, as_json: bool) -> None:
+    """Say where each PHOTO was taken: position, expected error, the photo of the map that matched, and how well.
+
+    Writes nothing and keeps no query photo.
+    """
+    from pipelines.engine.model import untrained_note
+    from pipelines.geotag.ask import ask
+
+    settings = _settings()
+    found = ask(map_url, photos, settings, version=version, weights=weights, device=device)
+    if as_json:
+        _print_json(found)
+        return
+    _print_lines(found.lines())
+    if not found.trained:
+        click.echo(untrained_note(found.recipe), err=True)
+    if found.rejected and not found.answers:
+        sys.exit(1)
+
+
+@main.command(cls=_Command, epilog="folio geotag s3://maps/lund holiday-photos/ --out holiday-geotags/")
+@MAP
+@click.argument("photos", metavar="ARCHIVE...", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", help="Folder for the geotags and everything they rest on.")
+@VERSION
+@WEIGHTS
+@UTM_ZONE
+@DEVICE
+@PREFECT
+@STRICT
+@JSON
+def geotag(out: str, strict: bool, as_json: bool, prefect: bool, **options: Any) -> None:
+    """Say where each photo of an archive was taken, and write geotags.parquet and geotags.geojson to DIR.
+
+    Photos below the threshold are marked "unknown": no position is better than a wrong one. The photos are not changed.
+    """
+    from pipelines.geotag.geotag import GeotagRequest, run_geotag
+
+    settings = _settings()
+    request = GeotagRequest(out=out, **options)
+    if prefect or settings.prefect_api_url:
+        with changed_environment(QUIET_PREFECT):
+            from pipelines.geotag.flow import run_as_flow
+
+            summary = run_as_flow(request)
+    else:
+        summary = run_geotag(request, settings)
+    _finish(summary, summary.lines(), summary.rejected, as_json=as_json, strict=strict)
+
+
+@main.command(cls=_Command, epilog="folio evaluate s3://maps/lund queries/ --radius-m 25 --out lund-evaluation/")
+@MAP
+@click.argument("photos", metavar="QUERIES...", nargs=-1, required=True)
+@click.option("--radius-m", default=25.0, show_default=True, metavar="M", help="A photo this near to the query is right.")
+@click.option("--out", default="out/evaluation", show_default=True, metavar="DIR", help="Folder for results and metrics.")
+@VERSION
+@WEIGHTS
+@UTM_ZONE
+@DEVICE
+@STRICT
+@JSON
+def evaluate(radius_m: float, out: str, strict: bool, as_json: bool, **options: Any) -> None:
+    """Geotag photos whose positions are known, and print recall@1/5/10/20 and how far off the positions are.
+
+    Queries without any photo of the map within the radius stay in the denominator, as is the custom.
+    """
+    from pipelines.evaluate.evaluate import run_evaluation
+    from pipelines.evaluate.summary import EvaluationSummary
+    from pipelines.geotag.geotag import GeotagRequest, run_geotag
+
+    settings = _settings()
+    geotagged = run_geotag(GeotagRequest(out=out, **options), settings)
+    metrics = run_evaluation(out, radius_m=radius_m, settings=settings)
+    summary = EvaluationSummary.of(metrics, geotagged, radius_m=radius_m)
+    _finish(summary, summary.lines(), geotagged.rejected, as_json=as_json, strict=strict)
+
+
+@main.command(cls=_Command, epilog="folio report lund-evaluation/")
+@click.argument("directory", metavar="DIR")
+@click.option("--photos", metavar="ROOT", help="Where the photos are now, if they have moved since.")
+def report(directory: str, photos: str | None) -> None:
+    """Write DIR/report.html: the map, the numbers and example matches, in one page that works offline.
+
+    DIR is what `folio geotag` or `folio evaluate` wrote.
+    """
+    from pipelines.report.page import write_report
+
+    page = write_report(Path(directory), settings=_settings(), photos=photos)
+    click.echo(page)
+
+
+@main.command(cls=_Command, epilog="folio versions s3://maps/lund")
+@MAP
+@JSON
+def versions(map_url: str, as_json: bool) -> None:
+    """List the published versions of the map at MAP, oldest first."""
+    from infra.commits import read_head
+    from infra.storage import open_storage
+    from pipelines.maintain.maintain import versions as list_all
+
+    storage = open_storage(map_url, _settings())
+    read_head(storage)  # a map that does not exist is an error, not an empty list
+    found = list_all(storage)
+    if as_json:
+        _print_json(found)
+        return
+    for line in found:
+        note = "" if line.trained else "  untrained"
+        click.echo(
+            f"{line.version:>6}  {line.created_at}  {line.photos:>9,} photos  {line.segments:>5} segments  "
+            f"{line.shards:>3} {line.index} shards  {line.recipe}{note}"
+        )
+
+
+@main.command(cls=_Command, epilog="folio rollback s3://maps/lund 41")
+@MAP
+@click.argument("number", metavar="N", type=int)
+def rollback(map_url: str, number: int) -> None:
+    """Publish a new version of the map at MAP that equals version N. History stays, so this can be rolled back too."""
+    from infra.storage import open_storage
+    from pipelines.maintain.maintain import rollback as publish_again
+
+    head = publish_again(open_storage(map_url, _settings()), number)
+    click.echo(f"{map_url}: version {head.version} now has the content of version {number}")
+
+
+@main.command(cls=_Command, epilog="folio verify s3://maps/lund")
+@MAP
+@VERSION
+@JSON
+def verify(map_url: str, version: int | None, as_json: bool) -> None:
+    """Read every object of the map at MAP and check its size and sha256. Exits with 1 if one is missing or altered."""
+    from infra.storage import open_storage
+    from pipelines.maintain.maintain import verify as check
+
+    found = check(open_storage(map_url, _settings()), version=version)
+    if as_json:
+        _print_json(found)
+    else:
+        for problem in found.problems:
+            click.echo(f"{problem.path}: {problem.found} was found, {problem.needed} needed")
+        click.echo(
+            f"version {found.version}: {found.objects:,} objects, {found.size_bytes / 1e6:,.1f} MB, "
+            f"{len(found.problems)} damaged or missing"
+        )
+    if found.problems:
+        sys.exit(1)
+
+
+@main.command(cls=_Command, epilog="folio models --json")
+@JSON
+def models(as_json: bool) -> None:
+    """List the named networks, and say which weights each has."""
+    from pipelines.engine.model import list_models
+
+    found = list_models()
+    if as_json:
+        _print_json(found)
+        return
+    for model in found:
+        click.echo(f"{model.name:<12} {model.input_size} px  {model.parameters / 1e6:>6.1f} M parameters  {model.weights}")
+
+
+@main.command("sample-city", cls=_Command, epilog="folio sample-city town/ --seed 7")
+@click.argument("directory", metavar="DIR")
+@click.option("--seed", default=1, show_default=True, metavar="N", help="Another number makes another town.")
+def sample_city(directory: str, seed: int) -> None:
+    """Make the photos of a small town that does not exist: DIR/database to build a map from, DIR/queries to look up."""
+    from pipelines.catalog.sample_city.photos import write_sample_city
+
+    city = write_sample_city(Path(directory), seed=seed)
+    click.echo(f"{directory}: {city.database} database photos, {city.queries} query photos")
+
+
+@main.command(cls=_Command, epilog="folio demo out/demo")
+@click.argument("directory", metavar="DIR", default="out/demo")
+def demo(directory: str) -> None:
+    """Run the main job on the sample city: make it, build a map, geotag its queries, score them, write the report."""
+    from pipelines.demo import run_demo
+
+    for line in run_demo(Path(directory), _settings()):
+        click.echo(line)
+
+
+def _build(*, as_json: bool, strict: bool, plan_only: bool, prefect: bool, **options: Any) -> None:
+    from pipelines.build.build import BuildRequest, prepare, run_build
+    from pipelines.build.plan import measure_speed
+
+    settings = _settings()
+    request = BuildRequest(**options)
+    if plan_only:
+        prepared = prepare(request, settings)
+        speed = measure_speed(prepared.encoder)
+        if as_json:
+            _print_json(prepared.plan)
+        else:
+            _print_lines(prepared.plan.lines(speed))
+        return
+    if prefect or settings.prefect_api_url:
+        with changed_environment(QUIET_PREFECT):
+            from pipelines.build.flow import run_as_flow
+
+            summary = run_as_flow(request)
+    else:
+        summary = run_build(request, settings)
+    _finish(summary, summary.lines(), summary.rejected, as_json=as_json, strict=strict)
+
+
+def _settings() -> Settings:
+    settings = Settings.from_environment()
+    configure_logging(settings.log_level)
+    return settings
+
+
+def _finish(summary: msgspec.Struct, lines: Sequence[str], rejected: dict[str, int], *, as_json: bool, strict: bool) -> None:
+    if as_json:
+        _print_json(summary)
+    else:
+        _print_lines(lines)
+    if strict and rejected:
+        sys.exit(REJECTED_EXIT)
+
+
+def _print_json(document: Any) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)

@@ -1,0 +1,1 @@
+"""How any verb is run: plan before spending, then run here or on Ray."""

@@ -1,0 +1,1 @@
+"""From results and true positions to metrics."""

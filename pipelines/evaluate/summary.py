@@ -1,0 +1,71 @@
+"""What an evaluation found, in a few lines."""
+
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from pipelines.engine.model import untrained_note
+from pipelines.evaluate.evaluate import PERCENTILES, RECALL_AT
+from pipelines.geotag.geotag import GeotagSummary
+
+
+class EvaluationSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of `metrics.parquet` that people ask for first. `folio evaluate --json` prints it."""
+
+    out: str
+    radius_m: float
+    queries: int
+    recall_global: dict[int, float]
+    recall_reranked: dict[int, float]
+    answered: float
+    """Share of the queries that got a position."""
+    position_error_m: dict[int, float]
+    """By percentile of the answered queries; empty when none was answered."""
+    within_expected_error: float | None
+    photos_per_second: float
+    recipe: str
+    trained: bool
+
+    @staticmethod
+    def of(metrics: pa.Table, geotagged: GeotagSummary, *, radius_m: float) -> "EvaluationSummary":
+        """Pick the numbers from a table of metrics."""
+        values = {(row["metric"], row["stage"], row["at"]): row for row in metrics.to_pylist()}
+        errors = {p: values.get(("position_error", "geotag", float(p))) for p in PERCENTILES}
+        within = values.get(("within_expected_error", "geotag", None))
+        return EvaluationSummary(
+            out=geotagged.out,
+            radius_m=radius_m,
+            queries=values["recall", "global", 1.0]["queries"],
+            recall_global={k: values["recall", "global", float(k)]["value"] for k in RECALL_AT},
+            recall_reranked={k: values["recall", "reranked", float(k)]["value"] for k in RECALL_AT},
+            answered=values["answered", "geotag", None]["value"],
+            position_error_m={p: row["value"] for p, row in errors.items() if row},
+            within_expected_error=within["value"] if within else None,
+            photos_per_second=geotagged.photos_per_second,
+            recipe=geotagged.recipe,
+            trained=geotagged.trained,
+        )
+
+    def lines(self) -> list[str]:
+        """Say it to a person, as benchmark tables do: percentages with one decimal."""
+        lines = [
+            f"{self.queries} queries, radius {self.radius_m:g} m",
+            f"global     {_recalls(self.recall_global)}",
+            f"re-ranked  {_recalls(self.recall_reranked)}",
+        ]
+        if self.position_error_m:
+            errors = ", ".join(f"{p} %: {error:.1f} m" for p, error in self.position_error_m.items())
+            lines.append(f"answered {self.answered:.1%}; position error of {errors}")
+        else:
+            lines.append("answered 0.0%: every photo is below the threshold")
+        if self.within_expected_error is not None:
+            lines.append(f"within the expected error: {self.within_expected_error:.1%} of the answers")
+        lines.append(f"{self.photos_per_second:.1f} photos/s; results and metrics in {self.out}")
+        if not self.trained:
+            lines.append(untrained_note(self.recipe))
+        return lines
+
+
+def _recalls(recall: dict[int, Any]) -> str:
+    return ", ".join(f"R@{k}: {value:.1%}".replace("%", "") for k, value in recall.items())

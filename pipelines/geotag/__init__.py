@@ -1,0 +1,1 @@
+"""From results to positions, or to "don't know"."""

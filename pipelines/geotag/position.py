@@ -1,0 +1,136 @@
+"""results ▶ position: where a photo was taken, how far off that may be, or that we do not know.
+
+The answer is not the position of the first candidate but what the re-ranked candidates agree on: each weighs by its score relative to
+the best one, the heaviest group within `agree_within_m` wins, and its weighted mean is the position. Constants are not yet fitted to
+a map: a later calibration replaces them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from pyproj import Geod
+
+WGS84 = Geod(ellps="WGS84")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PositionConfig:
+    """When candidates agree, and how much agreement an answer needs."""
+
+    voters: int = 10
+    """Candidates that are asked, from the best."""
+
+    sharpness: float = 4.0
+    """A candidate with half the best score weighs 2 ** -sharpness. Higher: the best candidate decides more alone."""
+
+    agree_within_m: float = 25.0
+    """Candidates this near to one another speak for the same place. The radius of the field's recall@k."""
+
+    min_support: float = 0.4
+    """Share of the weight that must agree; below it the answer is "don't know". Higher: fewer and surer answers."""
+
+    min_matches: int = 4
+    """Matched local features the best candidate must have; below it the answer is "don't know"."""
+
+    gps_error_m: float = 5.0
+    """How far off the positions of the map's own photos are taken to be, as a standard deviation in each direction."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vote:
+    """What one re-ranked candidate says."""
+
+    lat_deg: float
+    lon_deg: float
+    score: float
+    matches: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """Where a photo was taken, or why that is not known."""
+
+    lat_deg: float | None
+    lon_deg: float | None
+    expected_error_m: float | None
+    """Radius meant to hold nine of ten answers."""
+    support: float
+    """Share of the weight that agrees, 0 to 1."""
+    reason: str | None
+    """Why not known; None for an answer."""
+
+
+def locate(votes: Sequence[Vote], config: PositionConfig) -> Location:
+    """Decide on a position.
+
+    Args:
+        votes: the re-ranked candidates, best first; may be empty.
+        config: what counts as agreement.
+    """
+    asked = votes[: config.voters]
+    if not asked or asked[0].score <= 0:
+        return _unknown(0.0, "no photo of the map has anything in common with it")
+    weights = np.maximum([vote.score / asked[0].score for vote in asked], 0.0) ** config.sharpness
+    east_m, north_m = _local_metres(asked)
+    distances = np.hypot(east_m[:, None] - east_m, north_m[:, None] - north_m)
+    support = ((distances <= config.agree_within_m) * weights).sum(axis=1) / weights.sum()
+    group = distances[int(support.argmax())] <= config.agree_within_m
+    share = float(support.max())
+    if share < config.min_support:
+        return _unknown(
+            share,
+            f"candidates disagree: the largest group holds {share:.0%} of the evidence, {config.min_support:.0%} are needed",
+        )
+    if asked[0].matches < config.min_matches:
+        return _unknown(share, f"only {asked[0].matches} local features match, {config.min_matches} are needed")
+    return _mean(asked[0], east_m[group], north_m[group], weights[group], share, config)
+
+
+def distances_m(
+    lat_deg: Float64[np.ndarray, " n"],
+    lon_deg: Float64[np.ndarray, " n"],
+    other_lat_deg: Float64[np.ndarray, " n"],
+    other_lon_deg: Float64[np.ndarray, " n"],
+) -> Float64[np.ndarray, " n"]:
+    """Measure from point to point on the WGS84 ellipsoid, in metres."""
+    return np.asarray(WGS84.inv(lon_deg, lat_deg, other_lon_deg, other_lat_deg)[2], np.float64)
+
+
+def _local_metres(votes: Sequence[Vote]) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """East and north of the first candidate, true to distance and direction from it (azimuthal equidistant)."""
+    count = len(votes)
+    azimuth, _, distance = WGS84.inv(
+        np.full(count, votes[0].lon_deg),
+        np.full(count, votes[0].lat_deg),
+        np.array([vote.lon_deg for vote in votes]),
+        np.array([vote.lat_deg for vote in votes]),
+    )
+    radians = np.radians(azimuth)
+    return distance * np.sin(radians), distance * np.cos(radians)
+
+
+def _mean(
+    origin: Vote,
+    east_m: Float64[np.ndarray, " n"],
+    north_m: Float64[np.ndarray, " n"],
+    weights: Float64[np.ndarray, " n"],
+    share: float,
+    config: PositionConfig,
+) -> Location:
+    east, north = np.average(east_m, weights=weights), np.average(north_m, weights=weights)
+    variance = np.average((east_m - east) ** 2 + (north_m - north) ** 2, weights=weights) + 2 * config.gps_error_m**2
+    lon_deg, lat_deg, _ = WGS84.fwd(origin.lon_deg, origin.lat_deg, np.degrees(np.arctan2(east, north)), np.hypot(east, north))
+    return Location(
+        lat_deg=float(lat_deg),
+        lon_deg=float(lon_deg),
+        # Nine tenths of a round normal distribution lie within 1.52 root-mean-square radii.
+        expected_error_m=float(1.52 * np.sqrt(variance) / share),
+        support=share,
+        reason=None,
+    )
+
+
+def _unknown(support: float, reason: str) -> Location:
+    return Location(lat_deg=None, lon_deg=None, expected_error_m=None, support=support, reason=reason)

@@ -1,0 +1,204 @@
+"""IVF-PQ with FAISS: derive parameters, train, make shards, search. The only file that imports faiss.
+
+A map has one trained quantizer: a PCA from the descriptor to fewer dimensions, a coarse quantizer of `nlist` cells and product
+quantization to `code_bytes` bytes a photo. It is stored once, as an empty index behind its PCA. A shard holds only the inverted
+lists of its photos, in PCA space, so a query is projected once and searched in every shard. Maps too small to train on are
+stored flat: exact and uncompressed. Everything goes in and out as bytes, because `write_index` leaves a torn file on a full disk.
+
+Letters: n photos, D descriptor dimensions, q queries, k neighbours.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import faiss
+import numpy as np
+from jaxtyping import Float32, Int64
+
+SUBVECTOR_DIM: Final = 8
+"""PCA dimensions behind one code byte. FAISS 1.15 trains 8-dimensional subvectors ten times faster than 4-dimensional ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """How photos are packed into a searchable index."""
+
+    flat_below: int = 256
+    """Maps with fewer photos are stored flat: 256 is the least that an 8-bit product quantizer can be trained on."""
+
+    max_code_bytes: int = 64
+    """Bytes kept a photo in memory. Fewer bytes: less memory, a larger share of neighbours lost before the exact refine."""
+
+    train_photos: int = 65_536
+    """Photos the quantizer is trained on, at most. The sample is held as float32: 2.2 GB at 8,448 dimensions."""
+
+    pca_photos: int = 2_048
+    """Photos the PCA is fitted to, at most. The cost is cubic in this number: about 2 s at 2,048 on one core."""
+
+    shard_photos: int = 262_144
+    """Photos in one shard, at most. At 64 bytes: 17 MB of codes and 2 MB of ids."""
+
+    retrain_growth: float = 4.0
+    """Train again once a map has grown beyond this many times the photos that its quantizer has seen."""
+
+    seed: int = 20_260
+    """Of the k-means starts."""
+
+    def __post_init__(self) -> None:
+        if self.flat_below < 256:
+            raise ValueError(f"flat_below must be at least 256, the points an 8-bit quantizer needs; got {self.flat_below}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IvfPqParameters:
+    """What was derived from the number of photos. Recorded in the manifest."""
+
+    pca_dim: int
+    nlist: int
+    code_bytes: int
+    nprobe: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values for the manifest."""
+        return asdict(self)
+
+
+def derive_parameters(photos: int, descriptor_dim: int, config: IndexConfig) -> IvfPqParameters | None:
+    """Choose the size of the index for a map; None means flat.
+
+    PCA keeps few dimensions where there are few photos to fit it to, so that small maps are not coded by noise. Cells grow with
+    the square root of the photos, so that scanning one cell and choosing among the cells cost about the same.
+    """
+    if photos < config.flat_below:
+        return None
+    most = min(SUBVECTOR_DIM * config.max_code_bytes, descriptor_dim, max(64, photos // 8))
+    pca_dim = 2 ** int(np.log2(most))
+    nlist = 2 ** round(np.log2(np.sqrt(photos)))
+    return IvfPqParameters(
+        pca_dim=pca_dim,
+        nlist=nlist,
+        code_bytes=max(1, pca_dim // SUBVECTOR_DIM),
+        nprobe=min(nlist, max(16, nlist // 4)),
+    )
+
+
+def train_quantizer(sample: Float32[np.ndarray, "n D"], parameters: IvfPqParameters, config: IndexConfig) -> bytes:
+    """Train PCA, cells and codes on a sample of descriptors.
+
+    Returns:
+        A FAISS file: `IndexPreTransform(PCA, empty IndexIVFPQ)`. The same sample in the same order gives the same bytes.
+    """
+    projection = _fit_pca(sample[: config.pca_photos], parameters.pca_dim)
+    coarse = faiss.IndexFlatL2(parameters.pca_dim)
+    index = faiss.IndexIVFPQ(coarse, parameters.pca_dim, parameters.nlist, parameters.code_bytes, 8)
+    index.do_polysemous_training = False  # twenty times slower to train, and we never search by Hamming distance
+    for clustering in (index.cp, index.pq.cp):
+        clustering.seed = config.seed
+        clustering.niter = 10
+        clustering.min_points_per_centroid = 1  # small maps train on few points; the exact refine makes up for it
+    index.train(projection.apply(sample))
+    return _serialise(faiss.IndexPreTransform(projection, index))
+
+
+def make_shard(
+    quantizer: bytes | None,
+    descriptor_dim: int,
+    blocks: Iterable[tuple[Float32[np.ndarray, "n D"], Int64[np.ndarray, " n"]]],
+) -> bytes:
+    """Code photos into one shard.
+
+    Args:
+        quantizer: what `train_quantizer` returned; None makes a flat shard.
+        descriptor_dim: D.
+        blocks: descriptors with their ids, a bounded number at a time.
+
+    Returns:
+        A FAISS file: an `IndexIVFPQ` in PCA space, or an `IndexIDMap` over exact descriptors.
+    """
+    if quantizer is None:
+        flat = faiss.IndexIDMap(faiss.IndexFlatL2(descriptor_dim))
+        for descriptors, ids in blocks:
+            flat.add_with_ids(descriptors, ids)
+        return _serialise(flat)
+    trained = _Quantizer(quantizer)
+    for descriptors, ids in blocks:
+        trained.empty_index.add_with_ids(trained.project(descriptors), ids)
+    return _serialise(trained.empty_index)
+
+
+class ShardSearcher:
+    """The opened shards of one map version. Safe to search from several threads.
+
+    Args:
+        quantizer: the quantizer's file; None for a flat map.
+        nprobe: cells to look at in each shard; ignored by flat maps.
+        shards: the shards' files, already checked against their sha256: FAISS trusts what it reads.
+    """
+
+    def __init__(self, quantizer: bytes | None, nprobe: int, shards: Sequence[bytes]) -> None:
+        self._quantizer = _Quantizer(quantizer) if quantizer is not None else None
+        self._shards = [_deserialise(shard) for shard in shards]
+        if self._quantizer:
+            for shard in self._shards:
+                shard.nprobe = nprobe
+
+    def search(self, queries: Float32[np.ndarray, "q D"], k: int) -> list[list[tuple[float, int, int]]]:
+        """Find the nearest photos of each query over all shards.
+
+        Returns:
+            For each query (squared distance, shard number, id), nearest first, at most k from each shard. Distances are those
+            of the compressed codes (exact for flat maps).
+        """
+        projected = self._quantizer.project(queries) if self._quantizer else queries
+        found: list[list[tuple[float, int, int]]] = [[] for _ in range(len(queries))]
+        for number, shard in enumerate(self._shards):
+            distances, ids = shard.search(projected, min(k, shard.ntotal))
+            for hits, row_distances, row_ids in zip(found, distances.tolist(), ids.tolist(), strict=True):
+                hits.extend((d, number, i) for d, i in zip(row_distances, row_ids, strict=True) if i >= 0)
+        for hits in found:
+            hits.sort()
+        return found
+
+
+def use_threads(count: int) -> None:
+    """Let FAISS use this many threads in this process."""
+    faiss.omp_set_num_threads(count)
+
+
+class _Quantizer:
+    """A trained quantizer, opened. Holds the whole FAISS chain: its parts are views that die with it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._chain = _deserialise(data)
+        self._projection = self._chain.chain.at(0)
+        self.empty_index = faiss.downcast_index(self._chain.index)
+
+    def project(self, descriptors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n d"]:
+        return self._projection.apply(np.ascontiguousarray(descriptors))  # type: ignore[no-any-return]
+
+
+def _fit_pca(sample: Float32[np.ndarray, "n D"], dim: int) -> Any:
+    """Fit a PCA through the Gram matrix of the sample, which is far smaller than D x D.
+
+    NumPy's divide-and-conquer `eigh` takes a tenth of the time of FAISS's own `PCAMatrix` here, which also stores every
+    eigenvector it finds.
+    """
+    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = sample - mean
+    eigenvalues, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))  # ascending
+    rows = (vectors[:, ::-1][:, :dim].T.astype(np.float32)) @ centred
+    rows /= np.sqrt(np.maximum(eigenvalues[::-1][:dim], 1e-12))[:, None].astype(np.float32)
+    projection = faiss.LinearTransform(sample.shape[1], dim, True)
+    faiss.copy_array_to_vector(np.ascontiguousarray(rows).ravel(), projection.A)
+    faiss.copy_array_to_vector(-rows @ mean, projection.b)
+    projection.is_trained = True
+    return projection
+
+
+def _serialise(index: Any) -> bytes:
+    return faiss.serialize_index(index).tobytes()
+
+
+def _deserialise(data: bytes) -> Any:
+    return faiss.deserialize_index(np.frombuffer(data, np.uint8))

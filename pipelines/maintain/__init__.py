@@ -1,0 +1,1 @@
+"""Look after published maps: versions, rollback, verify."""

@@ -1,0 +1,99 @@
+"""manifest + photos ▶ results: answer every photo of a catalog and keep what was found as tables."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from infra.observability import progress
+from infra.settings import Settings
+from pipelines.catalog.decoding import PhotoDecoder
+from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.reading import PhotoReader
+from pipelines.catalog.rows import load_photo, reject_row
+from pipelines.catalog.sources import Catalog
+from pipelines.query.worker import Answer, QueryWorker
+from schemas.coverage import COVERAGE
+from schemas.errors import PhotoError
+from schemas.rejects import REJECTS
+from schemas.results import RESULTS
+
+COVERAGE_POINTS = 20_000
+"""Photos of the map that are kept for drawing, at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What a search found, as the tables that are stored."""
+
+    queries: pa.Table
+    """Photos that could be used, in the schema of images."""
+    results: pa.Table
+    rejects: pa.Table
+    coverage: pa.Table
+    facts: dict[str, Any]
+    """Of the results: map version, model, trained, grid_side, mode."""
+
+
+def answer_catalog(
+    worker: QueryWorker, catalog: Catalog, settings: Settings, limits: PhotoLimits, *, description: str
+) -> Answers:
+    """Answer each photo of a catalog; photos that cannot be used land in the rejects."""
+    rejects: list[dict[str, object]] = []
+    batches: list[pa.RecordBatch] = []
+    usable = np.ones(len(catalog.images), bool)
+    with PhotoDecoder(limits) as decoder:
+        reader = PhotoReader(settings, limits)
+        rows = progress(range(len(catalog.images)), total=len(catalog.images), unit="photo", description=description)
+        for row in rows:
+            try:
+                pixels = load_photo(catalog.images, row, reader, decoder, min_side=worker.encoder.decode_side)
+            except PhotoError as error:
+                rejects.append(reject_row(catalog.images, row, "query", error))
+                usable[row] = False
+                continue
+            query_id = catalog.images["image_id"][row].as_py()
+            batches.append(pa.RecordBatch.from_pylist(list(_rows(worker, query_id, worker.answer(pixels))), RESULTS))
+    return Answers(
+        queries=catalog.images.filter(pa.array(usable)),
+        results=pa.Table.from_batches(batches, RESULTS),
+        rejects=pa.concat_tables([catalog.rejects, pa.Table.from_pylist(rejects, REJECTS)]),
+        coverage=_coverage(worker),
+        facts=facts_of(worker),
+    )
+
+
+def facts_of(worker: QueryWorker) -> dict[str, Any]:
+    """Say which map and network answers come from: the file facts of results and geotags."""
+    manifest = worker.map.manifest
+    return {
+        "map_version": manifest.version,
+        "model": manifest.model.recipe,
+        "trained": manifest.model.trained,
+        "grid_side": worker.encoder.grid_side,
+        "mode": manifest.model.settings["mode"],
+    }
+
+
+def _rows(worker: QueryWorker, query_id: str, answer: Answer) -> Iterator[dict[str, object]]:
+    for rank, candidate in enumerate(answer.candidates, start=1):
+        segment = worker.map.segment(candidate.photo.segment_id)
+        yield {
+            "query_id": query_id,
+            "rank": rank,
+            **segment.images.slice(candidate.photo.row, 1).to_pylist()[0],
+            "global_rank": candidate.global_rank,
+            "cosine": candidate.cosine,
+            "matches": candidate.matches,
+            "local_score": candidate.local_score,
+            "score": candidate.score,
+            "matched_patches": answer.matched_patches.ravel().tolist() if rank == 1 else None,
+        }
+
+
+def _coverage(worker: QueryWorker) -> pa.Table:
+    positions = worker.map.positions()
+    step = max(1, len(positions) // COVERAGE_POINTS)
+    return positions.select(COVERAGE.names).take(np.arange(0, len(positions), step)).cast(COVERAGE)

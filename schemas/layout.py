@@ -1,0 +1,22 @@
+"""Where the objects of a map lie, relative to its URL. Manifests, receipts and tags: `infra/commits.py`."""
+
+IMAGES = "images.parquet"
+DESCRIPTORS = "descriptors.parquet"
+LOCAL_FEATURES = "local_features.zarr"
+REJECTS = "rejects.parquet"
+PLAN = "plan.json"
+
+
+def segment_folder(segment_id: str, attempt: str) -> str:
+    """Name the folder of one attempt at a segment."""
+    return f"segments/{segment_id}/{attempt}"
+
+
+def index_folder(index_id: str, attempt: str) -> str:
+    """Name the folder of one attempt at an index."""
+    return f"indexes/{index_id}/{attempt}"
+
+
+def run_folder(run_id: str) -> str:
+    """Name the folder of a run: its plan and its rejects."""
+    return f"runs/{run_id}"

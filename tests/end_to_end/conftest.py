@@ -1,0 +1,75 @@
+"""A small city and its map, made once for all end-to-end tests, and the `folio` command as a child process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.settings import Settings
+from pipelines.build.build import BuildRequest, BuildSummary, run_build
+from pipelines.catalog.sample_city.photos import write_sample_city
+
+
+@dataclass(frozen=True, kw_only=True)
+class City:
+    """Photos of the sample city, and a map built from its database."""
+
+    database: Path
+    queries: Path
+    map: Path
+    built: BuildSummary
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    return Settings(threads=2)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """database/ and queries/ of the sample city."""
+    directory = tmp_path_factory.mktemp("city")
+    write_sample_city(directory, queries=40)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def city(photos: Path, tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> City:
+    place = tmp_path_factory.mktemp("map") / "map"
+    built = run_build(BuildRequest(map_url=str(place), photos=(str(photos / "database"),)), settings)
+    return City(database=photos / "database", queries=photos / "queries", map=place, built=built)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a `folio` command did."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="session")
+def folio() -> Callable[..., Ran]:
+    """Run the command as a user does: another process, no terminal."""
+
+    def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-c", "from pipelines.cli import main; main(prog_name='folio')", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "FOLIO_THREADS": "2", **(env or {})},
+        )
+        return Ran(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run

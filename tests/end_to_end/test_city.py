@@ -1,0 +1,264 @@
+"""The main job on the sample city: build, query, geotag, evaluate, report; and what repeating and changing it does."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from infra.commits import read_head
+from infra.settings import Settings
+from infra.storage import open_storage
+from pipelines.build.build import BuildRequest, run_build
+from pipelines.build.membership import live_rows
+from pipelines.engine.partition import PartitionConfig
+from pipelines.evaluate.evaluate import run_evaluation
+from pipelines.geotag.geotag import GeotagRequest, run_geotag
+from pipelines.ivfpq import IndexConfig
+from pipelines.maintain.maintain import rollback, verify, versions
+from tests.end_to_end.conftest import City, Ran
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def segment_content(folder: Path) -> dict[str, str]:
+    """Files of all segments without the name of the attempt, which differs from run to run."""
+    return {
+        "/".join([*parts[:2], *parts[3:]]): digest
+        for name, digest in files_of(folder).items()
+        if (parts := name.split("/"))[0] == "segments"
+    }
+
+
+def test_every_photo_of_the_city_is_in_the_map(city: City) -> None:
+    photos = len(list(city.database.iterdir()))
+
+    assert city.built.photos == city.built.encoded == photos
+    assert city.built.rejected == {}
+    assert verify(open_storage(str(city.map), Settings(threads=1))).problems == []
+
+
+def test_the_same_build_again_changes_no_byte(city: City, settings: Settings) -> None:
+    before = files_of(city.map)
+
+    again = run_build(BuildRequest(map_url=str(city.map), photos=(str(city.database),)), settings)
+
+    assert not again.published
+    assert again.encoded == 0
+    assert files_of(city.map) == before
+
+
+def test_a_photo_is_found_where_it_was_taken(city: City, settings: Settings, tmp_path: Path) -> None:
+    """Most queries of the city stand within 25 m of their best candidate, even with weights that have seen no photo."""
+    summary = run_geotag(GeotagRequest(map_url=str(city.map), photos=(str(city.queries),), out=str(tmp_path)), settings)
+    metrics = run_evaluation(str(tmp_path), radius_m=25.0, settings=settings)
+
+    recall = {row["at"]: row["value"] for row in metrics.to_pylist() if row["metric"] == "recall" and row["stage"] == "reranked"}
+    assert summary.photos == len(list(city.queries.iterdir()))
+    assert recall[1.0] > 0.5
+    assert recall[20.0] >= recall[10.0] >= recall[5.0] >= recall[1.0]
+    assert not summary.trained
+    assert json.loads(pq.read_metadata(tmp_path / "geotags.parquet").metadata[b"folio"])["trained"] is False
+
+
+def test_the_answer_does_not_depend_on_how_photos_were_cut(city: City, settings: Settings, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    request = BuildRequest(
+        map_url=str(other),
+        photos=(str(city.database),),
+        partition=PartitionConfig(max_photos=23, min_photos=1),
+        index=IndexConfig(shard_photos=100),
+    )
+    built = run_build(request, settings)
+    assert built.shards > city.built.shards
+    assert built.segments > city.built.segments
+    queries = tmp_path / "queries"
+    queries.mkdir()
+    for photo in sorted(city.queries.iterdir())[:12]:
+        shutil.copy(photo, queries)
+
+    for name, place in (("one", city.map), ("two", other)):
+        run_geotag(GeotagRequest(map_url=str(place), photos=(str(queries),), out=str(tmp_path / name)), settings)
+
+    one, two = (pq.read_table(tmp_path / name / "results.parquet") for name in ("one", "two"))
+    assert one.equals(two)
+
+
+def test_backfill_adds_photos_and_touches_nothing_else(city: City, settings: Settings, tmp_path: Path) -> None:
+    names = sorted(city.database.iterdir())
+    first, second = tmp_path / "drives" / "first", tmp_path / "drives" / "second"
+    for folder, photos in ((first, names[:300]), (second, names[300:])):
+        folder.mkdir(parents=True)
+        for photo in photos:
+            shutil.copy(photo, folder)
+    place = tmp_path / "map"
+    run_build(BuildRequest(map_url=str(place), photos=(str(first),)), settings)
+    before, old = files_of(place), read_head(open_storage(str(place), settings))
+
+    summary = run_build(BuildRequest(map_url=str(place), photos=(str(second),), mode="backfill"), settings)
+
+    after, new = files_of(place), read_head(open_storage(str(place), settings))
+    assert summary.photos == len(names)
+    assert before.items() <= after.items()
+    assert [segment for segment in new.segments if segment in old.segments] == old.segments
+    assert [shard for shard in new.index.shards if shard in old.index.shards] == old.index.shards
+    assert new.index.quantizer == old.index.quantizer
+
+
+def test_a_build_drops_vanished_photos_without_the_network(city: City, settings: Settings, tmp_path: Path) -> None:
+    database, place = tmp_path / "database", tmp_path / "map"
+    shutil.copytree(city.database, database)
+    run_build(BuildRequest(map_url=str(place), photos=(str(database),)), settings)
+    gone = sorted(database.iterdir())[::40]
+    for photo in gone:
+        photo.unlink()
+
+    summary = run_build(BuildRequest(map_url=str(place), photos=(str(database),)), settings)
+
+    head = read_head(open_storage(str(place), settings))
+    assert summary.encoded == 0
+    assert summary.dropped == len(gone)
+    assert sum(int(live_rows(entry).sum()) for entry in head.segments) == summary.photos == len(list(database.iterdir()))
+    assert sum(shard.rows for shard in head.index.shards) == summary.photos
+
+    back = rollback(open_storage(str(place), settings), 1)
+    assert back.version == 3
+    assert back.content_id == versions(open_storage(str(place), settings))[0].content_id
+
+
+def test_twenty_photos_make_a_map_too(city: City, settings: Settings, tmp_path: Path) -> None:
+    """Too few to train a quantizer: the index is flat, and the manifest says so."""
+    database = tmp_path / "database"
+    database.mkdir()
+    for photo in sorted(city.database.iterdir())[:20]:
+        shutil.copy(photo, database)
+
+    run_build(BuildRequest(map_url=str(tmp_path / "map"), photos=(str(database),)), settings)
+
+    head = read_head(open_storage(str(tmp_path / "map"), settings))
+    assert (head.index.kind, head.index.quantizer) == ("flat", None)
+    out = tmp_path / "out"
+    run_geotag(GeotagRequest(map_url=str(tmp_path / "map"), photos=(str(database),), out=str(out)), settings)
+    first = pq.read_table(out / "results.parquet", filters=[("rank", "=", 1)])
+    assert first["uri"].to_pylist() == pq.read_table(out / "queries.parquet")["uri"].to_pylist()
+
+
+def test_bad_photos_are_set_aside_and_the_good_ones_are_not_affected(city: City, settings: Settings, tmp_path: Path) -> None:
+    database = tmp_path / "database"
+    shutil.copytree(city.database, database)
+    for extra in sorted(database.iterdir())[60:]:
+        extra.unlink()
+    request = BuildRequest(map_url=str(tmp_path / "clean"), photos=(str(database),), partition=PartitionConfig(min_photos=500))
+    run_build(request, settings)
+    good = sorted(database.iterdir())
+    whole = good[0].read_bytes()
+    (database / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (database / "empty.jpg").write_bytes(b"")
+    (database / "text.jpg").write_text("not a picture")
+
+    summary = run_build(
+        BuildRequest(map_url=str(tmp_path / "map"), photos=(str(database),), partition=PartitionConfig(min_photos=500)), settings
+    )
+
+    assert summary.photos == 60
+    assert summary.rejected == {"truncated": 1, "empty-file": 1, "not-an-image": 1}
+    rejects = pq.read_table(next((tmp_path / "map" / "runs").rglob("rejects.parquet")))
+    assert sorted(rejects["uri"].to_pylist()) == ["database/empty.jpg", "database/half.jpg", "database/text.jpg"]
+    clean, mixed = (
+        {name.split("/")[-1]: digest for name, digest in segment_content(tmp_path / place).items() if "rejects" not in name}
+        for place in ("clean", "map")
+    )
+    assert clean == mixed
+
+
+def test_the_map_opens_without_our_code(city: City) -> None:
+    """pyarrow, zarr, faiss and GeoPandas alone: the numbers of a photo, and the photo found by its own descriptor."""
+    import faiss
+    import geopandas
+    import zarr
+
+    manifest = json.loads(max((city.map / "manifests").iterdir()).read_text())
+    entry = manifest["segments"][0]
+    folder = city.map / "segments" / entry["segment_id"] / entry["attempt"]
+    frame = geopandas.read_parquet(folder / "images.parquet")
+    descriptors = np.stack(pq.read_table(folder / "descriptors.parquet")["descriptor"].to_numpy(zero_copy_only=False)).astype(
+        "f4"
+    )
+    local = zarr.open_group(folder / "local_features.zarr", mode="r")
+    assert frame.crs.to_epsg() == 4326 or frame.crs.to_string() == "OGC:CRS84"
+    assert len(frame) == len(descriptors) == local["features"].shape[0] == entry["rows"]
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=2e-3)
+    n = int(local["count"][0])
+    np.testing.assert_allclose(np.linalg.norm(local["features"][0, :n].astype("f4"), axis=1), 1, atol=2e-3)
+    assert not local["features"][0, n:].any()
+
+    index = manifest["index"]
+    quantizer = faiss.read_index(str(city.map / index["quantizer"]["path"]))
+    shard_entry = next(s for s in index["shards"] if entry["segment_id"] in [m["segment_id"] for m in s["segments"]])
+    shard = faiss.read_index(str(city.map / shard_entry["file"]["path"]))
+    shard.nprobe = index["parameters"]["nprobe"]
+    first_id = next(m["first_id"] for m in shard_entry["segments"] if m["segment_id"] == entry["segment_id"])
+    _, ids = shard.search(quantizer.chain.at(0).apply(descriptors[:5]), 10)
+    assert all(first_id + row in ids[row] for row in range(5))
+
+
+def test_the_command_line_does_the_whole_job(city: City, folio: Callable[..., Ran], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    query = sorted(city.queries.iterdir())[0]
+
+    asked = folio("query", city.map, query, "--json")
+    evaluated = folio("evaluate", city.map, city.queries, "--radius-m", "25", "--out", out)
+    reported = folio("report", out)
+
+    assert asked.code == 0
+    assert asked.json()["answers"][0]["uri"].endswith(query.name)
+    assert asked.json()["trained"] is False
+    assert evaluated.code == 0, evaluated.err
+    assert "R@1:" in evaluated.out
+    assert "untrained" in evaluated.out
+    assert reported.code == 0, reported.err
+    assert "untrained" in (out / "report.html").read_text()
+    assert evaluated.err == ""  # no progress bar where there is no terminal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("build", "{tmp}/map", "{tmp}/nowhere"), "nowhere"),
+        (("build", "{tmp}/map", "{tmp}/empty"), "empty"),
+        (("query", "{tmp}/nomap", "{photo}"), "no map"),
+        (("geotag", "{tmp}/nomap", "{photo}", "--out", "{tmp}/out"), "no map"),
+        (("versions", "{tmp}/nomap"), "no map"),
+        (("verify", "{tmp}/nomap"), "no map"),
+        (("rollback", "{map}", "77"), "77"),
+        (("build", "{tmp}/map", "{tmp}/bad.csv"), "bad.csv"),
+        (("build", "{tmp}/map", "{photo}", "--recipe", "resnet"), "resnet"),
+        (("build", "{tmp}/map", "{photo}", "--recipe", "fol_vits14"), "--weights"),
+        (("report", "{tmp}/empty"), "empty"),
+    ],
+)
+def test_what_the_user_can_fix_is_one_line_and_writes_nothing(
+    arguments: tuple[str, ...], says: str, city: City, folio: Callable[..., Ran], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    before = files_of(tmp_path)
+    photo = sorted(city.database.iterdir())[0]
+
+    ran = folio(*(argument.format(tmp=tmp_path, photo=photo, map=city.map) for argument in arguments))
+
+    assert ran.code == 1
+    assert says in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+    assert ran.out == ""
+    assert files_of(tmp_path) == before

@@ -1,0 +1,73 @@
+"""A build killed at any moment loses nothing, shows nothing half done, and goes on where it was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infra.commits import list_versions, read_receipts
+from infra.settings import Settings
+from infra.storage import open_storage
+from pipelines.build.build import BuildRequest, run_build
+from pipelines.maintain.maintain import verify
+from tests.end_to_end.conftest import City
+
+
+def start_build(place: Path, photos: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from pipelines.cli import main; main()", "build", str(place), str(photos), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "FOLIO_THREADS": "2"},
+        start_new_session=True,
+    )
+
+
+def receipts(place: Path) -> set[str]:
+    return set(read_receipts(open_storage(str(place), Settings(threads=1)))) if place.exists() else set()
+
+
+def test_a_build_killed_half_way_goes_on_where_it_was(city: City, tmp_path: Path) -> None:
+    place = tmp_path / "map"
+    child = start_build(place, city.database)
+    while len(receipts(place)) < 2 and child.poll() is None:
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    finished = receipts(place)
+    assert len(finished) >= 2
+    assert list_versions(open_storage(str(place), Settings(threads=1))) == []
+
+    summary = run_build(BuildRequest(map_url=str(place), photos=(str(city.database),)), Settings(threads=2))
+
+    assert summary.photos == city.built.photos
+    assert 0 < summary.encoded < city.built.encoded
+    assert finished <= receipts(place)
+    assert verify(open_storage(str(place), Settings(threads=1))).problems == []
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_lose_and_double_nothing(city: City, tmp_path: Path) -> None:
+    place, moments = tmp_path / "map", np.random.default_rng(7)
+    for _ in range(20):
+        child = start_build(place, city.database)
+        try:
+            child.communicate(timeout=float(moments.uniform(0.5, 8)))
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+        if list_versions(open_storage(str(place), Settings(threads=1))):
+            assert verify(open_storage(str(place), Settings(threads=1))).problems == []
+
+    out, _ = start_build(place, city.database).communicate(timeout=200)
+
+    summary = json.loads(out)
+    assert summary["photos"] == city.built.photos
+    assert summary["known"] + summary["encoded"] == city.built.photos
+    assert verify(open_storage(str(place), Settings(threads=1))).problems == []

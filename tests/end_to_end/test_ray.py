@@ -1,0 +1,67 @@
+"""Encoding on a real Ray cluster gives the bytes that encoding in this process gives, also when workers are killed."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+from infra.settings import Settings
+from pipelines.build.build import BuildRequest, run_build
+from pipelines.engine.partition import PartitionConfig
+from tests.end_to_end.conftest import City
+
+SMALL = PartitionConfig(max_photos=24, min_photos=1)
+
+
+def encode_actors() -> list[int]:
+    """Process ids of the actors that encode."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                title = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue  # it ended while we looked
+            if title.startswith(b"ray::") and b"Encode" in title:
+                found.append(int(folder.name))
+    return found
+
+
+def test_segments_are_the_same_bytes_in_process_and_on_ray_with_actors_killed(city: City, tmp_path: Path) -> None:
+    request = BuildRequest(map_url=str(tmp_path / "here"), photos=(str(city.database),), partition=SMALL)
+    here = run_build(request, Settings(threads=2))
+    killed: list[int] = []
+    done = threading.Event()
+
+    def kill_now_and_then() -> None:
+        while not done.wait(1.0) and len(killed) < 3:
+            for pid in encode_actors()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill_now_and_then)
+    killer.start()
+    try:
+        on_ray = run_build(
+            BuildRequest(map_url=str(tmp_path / "ray"), photos=(str(city.database),), partition=SMALL, workers="ray"),
+            Settings(threads=2),
+        )
+    finally:
+        done.set()
+        killer.join()
+
+    assert killed, "no actor was seen: the test would prove nothing"
+    assert on_ray.photos == here.photos
+    receipts = [sorted(path.name for path in (tmp_path / place / "receipts").iterdir()) for place in ("here", "ray")]
+    assert receipts[0] == receipts[1]
+    ours, theirs = published_segments(tmp_path / "here"), published_segments(tmp_path / "ray")
+    assert ours == theirs
+
+
+def published_segments(folder: Path) -> dict[str, str]:
+    """Content of the attempts that have a receipt; a killed actor leaves orphans beside them."""
+    from infra.commits import read_receipts
+    from infra.storage import open_storage
+
+    receipts = read_receipts(open_storage(str(folder), Settings(threads=1)))
+    return {ref.path.replace(receipt.attempt, "attempt"): ref.sha256 for receipt in receipts.values() for ref in receipt.objects}

@@ -1,0 +1,65 @@
+import io
+import logging
+import sys
+import time
+
+import pytest
+
+from infra.observability import Stopwatch, configure_logging, progress, progress_bar
+
+
+def fail_slowly() -> None:
+    time.sleep(0.02)
+    raise OSError("closed")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_passes_every_item_on_and_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]):
+    assert list(progress([1, 2, 3], total=3, unit="photo", description="encode")) == [1, 2, 3]
+
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_the_bar_says_what_is_done_and_how_much(monkeypatch: pytest.MonkeyPatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+
+    with progress_bar(10, unit="photo", description="encode") as bar:
+        bar.update(4)
+
+    assert "encode:  40%" in screen.getvalue()
+    assert "4/10" in screen.getvalue()
+
+
+def test_the_stopwatch_adds_up_what_each_stage_took_also_when_it_fails():
+    clock = Stopwatch()
+    with clock.stage("catalog"):
+        pass
+    for _ in range(2):
+        with pytest.raises(OSError, match="closed"), clock.stage("encode"):
+            fail_slowly()
+
+    seconds = clock.seconds()
+
+    assert list(seconds) == ["catalog", "encode"]
+    assert seconds["encode"] >= 0.04
+    assert seconds["catalog"] < 0.02
+
+
+def test_log_lines_from_the_chosen_level_on_go_to_stderr(capsys: pytest.CaptureFixture[str]):
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        configure_logging("warning")
+        logging.getLogger("folio.build").info("hidden")
+        logging.getLogger("folio.build").warning("3 photos set aside")
+    finally:
+        root.handlers[:], root.level = before, level
+
+    written = capsys.readouterr().err
+    assert "WARNING folio.build: 3 photos set aside" in written
+    assert "hidden" not in written
