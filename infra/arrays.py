@@ -4,6 +4,7 @@ Workers append photo by photo and hold one shard in memory; queries read single 
 group without this file. What Zarr by itself would pass over is an error here: it reads what is missing as zeros.
 """
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -182,7 +183,7 @@ class _ShardedRows:
         self._row_shape = array.shape[1:]
         self._dtype = array.dtype
         self._row_bytes = math.prod(self._row_shape) * self._dtype.itemsize
-        self._indexes: dict[int, list[tuple[int, int]]] = {}
+        self._indexes: dict[int, list[list[int]]] = {}  # shard -> offset and length of each chunk
 
     def read(self, row: int) -> np.ndarray:
         """Read one row; the array is read-only."""
@@ -203,9 +204,7 @@ class _ShardedRows:
             raise self._damaged(shard, "nothing", "a part of an array") from error
         content, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
         if google_crc32c.value(content) != int.from_bytes(crc, "little"):
-            raise self._damaged(
-                shard, f"a wrong crc32c in the {len(data)} bytes from {start} on", "the one they were written with"
-            )
+            raise self._damaged(shard, f"a wrong crc32c of the {len(data)} bytes from {start} on", "the one once written")
         return content
 
     def _damaged(self, shard: int, found: str, needed: str) -> DamagedError:
@@ -218,7 +217,7 @@ class _ShardedRows:
 class _StorageStore(Store):
     """Zarr's view of a folder of a `Storage`. It keeps account of what was written, and does not let chunks be missing.
 
-    Its coroutines never wait for anything but the storage: a segment has one writer, whose shards go out one after another.
+    The storage is asked in a thread, because all writers of a process share the one event loop of Zarr.
     """
 
     supports_writes = True
@@ -241,7 +240,7 @@ class _StorageStore(Store):
         if not self.read_only and path not in self.written:
             return None  # a writer's folder is new, so what it did not write is not there
         try:
-            data = get_object(self._storage, self._expected[path]) if path in self._expected else self._storage.get(path)
+            data = await asyncio.to_thread(self._fetch, path)
         except ObjectMissing as error:
             if "/c/" in key:
                 raise damaged(self._storage, path, "nothing", "a part of an array") from error
@@ -250,7 +249,7 @@ class _StorageStore(Store):
 
     async def set(self, key: str, value: Buffer) -> None:
         path = f"{self._path}/{key}"
-        self.written[path] = put_object(self._storage, path, value.to_bytes())
+        self.written[path] = await asyncio.to_thread(put_object, self._storage, path, value.to_bytes())
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -271,6 +270,9 @@ class _StorageStore(Store):
 
     def list_dir(self, prefix: str) -> AsyncIterator[str]:
         return self.list()
+
+    def _fetch(self, path: str) -> bytes:
+        return get_object(self._storage, self._expected[path]) if path in self._expected else self._storage.get(path)
 
 
 def _array(group: zarr.Group, name: str) -> AnyArray:

@@ -28,7 +28,7 @@ class PositionConfig:
     agree_within_m: float = 25.0
     """Candidates this near to one another speak for the same place. The radius of the field's recall@k."""
 
-    min_support: float = 0.4
+    min_support: float = 0.6
     """Share of the weight that must agree; below it the answer is "don't know". Higher: fewer and surer answers."""
 
     min_matches: int = 4

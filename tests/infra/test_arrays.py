@@ -122,20 +122,17 @@ def test_any_flipped_bit_is_noticed_in_every_object(local: Storage):
 
 
 def test_a_truncated_or_missing_shard_is_noticed_with_its_name(local: Storage):
-    refs = write(local)
-    reader = LocalFeaturesReader(local, "s/local_features.zarr")
-    for ref in refs:
-        if "/c/" not in ref.path or "/count/" in ref.path:
-            continue
+    shards = [ref for ref in write(local) if "/c/" in ref.path and "/count/" not in ref.path]
+    for ref in shards:
         data = local.get(ref.path)
         local.put(ref.path, data[:-5])
         with pytest.raises(DamagedError, match=ref.path):
-            reader.read(range(7))
+            LocalFeaturesReader(local, "s/local_features.zarr").read(range(7))
         local.delete(ref.path)
         with pytest.raises(DamagedError, match=f"{ref.path}: found nothing"):
-            reader.read(range(7))
+            LocalFeaturesReader(local, "s/local_features.zarr").read(range(7))
         local.put(ref.path, data)
-    assert len(reader.read(range(7))) == 7
+    assert len(shards) == 9
 
 
 def test_a_chunk_dropped_from_inside_its_shard_is_noticed(local: Storage, tmp_path: Path):
