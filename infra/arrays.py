@@ -189,22 +189,25 @@ class _ShardedRows:
         """Read one row; the array is read-only."""
         shard, place = divmod(row, self._shard_rows)
         if shard not in self._indexes:
-            index = self._fetch(shard, start=-(INDEX_ENTRY_BYTES * self._shard_rows + CRC_BYTES))
+            index_bytes = INDEX_ENTRY_BYTES * self._shard_rows + CRC_BYTES
+            index = self._fetch(shard, index_bytes, start=-index_bytes)
             self._indexes[shard] = np.frombuffer(index, "<u8").reshape(-1, 2).tolist()
         start, length = self._indexes[shard][place]
         if length != self._row_bytes + CRC_BYTES:  # 2**64 - 1 where Zarr left the chunk out
             raise self._damaged(shard, f"no chunk of {self._row_bytes} bytes for photo {row}", "one")
-        data = self._fetch(shard, start=start, stop=start + length)
+        data = self._fetch(shard, length, start=start, stop=start + length)
         return np.frombuffer(data, self._dtype).reshape(self._row_shape)
 
-    def _fetch(self, shard: int, *, start: int, stop: int | None = None) -> bytes:
+    def _fetch(self, shard: int, size_bytes: int, *, start: int, stop: int | None = None) -> bytes:
         try:
             data = self._storage.get(self._object(shard), start=start, stop=stop)
         except ObjectMissing as error:
             raise self._damaged(shard, "nothing", "a part of an array") from error
+        if len(data) != size_bytes:
+            raise self._damaged(shard, f"{len(data)} bytes from {start} on", f"{size_bytes} bytes")
         content, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
         if google_crc32c.value(content) != int.from_bytes(crc, "little"):
-            raise self._damaged(shard, f"a wrong crc32c of the {len(data)} bytes from {start} on", "the one once written")
+            raise self._damaged(shard, f"a wrong crc32c of the {size_bytes} bytes from {start} on", "the one once written")
         return content
 
     def _damaged(self, shard: int, found: str, needed: str) -> DamagedError:

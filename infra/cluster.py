@@ -5,6 +5,7 @@ The settings here were checked with strace: no packet leaves the loopback interf
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,14 +49,14 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
 
         try:
             if settings.ray_address:
-                ray.init(address=settings.ray_address, log_to_driver=False, logging_level="warning")
+                ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.WARNING)
             else:
                 ray.init(
                     num_cpus=settings.threads,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     log_to_driver=False,
-                    logging_level="warning",
+                    logging_level=logging.WARNING,
                 )
         except (ConnectionError, ValueError) as error:
             raise WorkError(
@@ -63,7 +64,7 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
                 "Check RAY_ADDRESS, or run without --workers ray."
             ) from error
         try:
-            found = ray.cluster_resources()
+            found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             yield Cluster(cpus=int(found.get("CPU", 1)), gpus=int(found.get("GPU", 0)))
         finally:
             ray.shutdown()

@@ -24,8 +24,8 @@ class Settings:
     threads: int
     """FOLIO_THREADS: threads for decoding, torch and FAISS. Default: one a CPU, at most 8."""
 
-    log_level: str = "info"
-    """FOLIO_LOG: debug, info, warning or error."""
+    log_level: str = "warning"
+    """FOLIO_LOG: debug, info, warning or error. Default: warning."""
 
     s3_endpoint_url: str | None = None
     """AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: an S3 server other than AWS."""
@@ -53,7 +53,7 @@ def settings_from(variables: Mapping[str, str]) -> Settings:
         FolioError: a variable has a value it cannot have.
     """
     threads = variables.get("FOLIO_THREADS") or str(min(os.cpu_count() or 1, MAX_DEFAULT_THREADS))
-    log_level = variables.get("FOLIO_LOG") or "info"
+    log_level = variables.get("FOLIO_LOG") or "warning"
     if not threads.isdecimal() or int(threads) < 1:
         raise FolioError(_refusal("FOLIO_THREADS", threads, "a whole number from 1"))
     if log_level not in LOG_LEVELS:

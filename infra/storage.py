@@ -321,7 +321,7 @@ class FsspecStorage:
 
 def _open_s3(url: str, settings: Settings) -> FsspecStorage:
     # Here and not above: importing s3fs takes two to three seconds, which a map on local disk need not wait for.
-    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError
     from s3fs.core import S3_RETRYABLE_ERRORS, S3FileSystem
 
     shown = _without_credentials(url)

@@ -92,7 +92,7 @@ def train_quantizer(sample: Float32[np.ndarray, "n D"], parameters: IvfPqParamet
     projection = _fit_pca(sample[: config.pca_photos], parameters.pca_dim)
     coarse = faiss.IndexFlatL2(parameters.pca_dim)
     index = faiss.IndexIVFPQ(coarse, parameters.pca_dim, parameters.nlist, parameters.code_bytes, 8)
-    index.do_polysemous_training = False  # twenty times slower to train, and we never search by Hamming distance
+    index.do_polysemous_training = False  # type: ignore[attr-defined]  # twenty times slower to train, and we never search by Hamming distance
     for clustering in (index.cp, index.pq.cp):
         clustering.seed = config.seed
         clustering.niter = 10

@@ -1,7 +1,7 @@
-"""The build, stage by stage: prepare, encode, publish. `folio build` and `folio backfill` call `run_build`, the flow calls the stages.
+"""The build, stage by stage: prepare, encode, publish. `folio build` and `folio backfill` call `run_build`, the flow its stages.
 
-Killed at any point and started again it goes on where it was: what is finished has a receipt in the store. Readers see the version
-before until `publish` has created the next manifest.
+Killed at any point and started again it goes on where it was: what is finished has a receipt in the store. Readers see the
+version before until `publish` has created the next manifest.
 """
 
 import hashlib
@@ -170,7 +170,12 @@ def prepare(request: BuildRequest, settings: Settings) -> Prepared:
     head = head_or_none(storage)
     encoder = _open_network(request, head)
     catalog = list_photos(
-        request.photos, settings=settings, utm_zone=request.utm_zone, needs_position=True, limits=request.limits, show_progress=True
+        request.photos,
+        settings=settings,
+        utm_zone=request.utm_zone,
+        needs_position=True,
+        limits=request.limits,
+        show_progress=True,
     )
     stored = read_stored(storage, encoder.fingerprint)
     fresh = catalog.images.filter(pa.array(still_to_encode(stored, catalog.images["photo_key"].to_pylist())))

@@ -10,9 +10,9 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-from infra.arrays import LocalFeaturesWriter
 
 from fol_model.inference import EncodedPhoto, Encoder
+from infra.arrays import LocalFeaturesWriter
 from infra.commits import write_receipt
 from infra.settings import Settings
 from infra.storage import Storage, open_storage

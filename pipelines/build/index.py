@@ -1,7 +1,8 @@
 """segments ▶ quantizer ▶ shards: make a version searchable, redoing only what its photos ask for.
 
 The quantizer is trained on the photos with the smallest image ids, which is a random sample that does not depend on how photos
-were cut into segments. A shard is a run of segments along the Hilbert curve; ids in it are `first_id` of the segment plus the row.
+were cut into segments. A shard is a run of segments along the Hilbert curve; an id in it is `first_id` of its segment plus the
+row.
 """
 
 import hashlib
@@ -164,12 +165,11 @@ def _write_shard(
             ref = segment_object(stored[member.segment_id].receipt, layout.DESCRIPTORS)
             yield read_descriptors(storage, ref)[rows].astype(np.float32), rows + member.first_id
 
-    boxes = np.array([_bbox(stored[member.segment_id]) for member in group])
-    west, south, east, north = *boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()
+    west, south, east, north = zip(*(_bbox(stored[member.segment_id]) for member in group), strict=True)
     return ShardEntry(
         file=put_object(storage, path, ivfpq.make_shard(quantizer, descriptor_dim, blocks())),
         rows=sum(int(selection[member.segment_id].sum()) for member in group),
-        bbox=(west, south, east, north),
+        bbox=(min(west), min(south), max(east), max(north)),
         segments=group,
     )
 

@@ -44,7 +44,7 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     def lines(self, speed: "SpeedEstimate") -> list[str]:
         """Say it to a person."""
         return [
-            f"{self.photos_listed:,} photos listed, {self.photos_rejected:,} rejected by the catalog, {self.photos_known:,} known",
+            f"{self.photos_listed:,} photos listed, {self.photos_rejected:,} rejected, {self.photos_known:,} known",
             f"work    {self.photos_to_encode:,} photos in {self.segments_to_encode:,} segments to encode with {self.recipe}"
             f"{'' if self.trained else ' (untrained)'}, about {speed.seconds(self):,.0f} s with {self.workers} workers",
             f"memory  up to {self.memory_bytes / 1e9:.1f} GB",

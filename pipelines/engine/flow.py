@@ -1,7 +1,7 @@
 """What all Prefect flows share: one task a stage, quiet and on loopback unless told otherwise, results as plain JSON.
 
-Prefect shows and schedules; it decides nothing. Truth lies in receipts and manifests, so a flow that is killed, retried or wrongly
-called crashed is run again without harm.
+Prefect shows and schedules; it decides nothing. Truth lies in receipts and manifests, so a flow that is killed, retried or
+wrongly called crashed is run again without harm.
 """
 
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 import pyarrow as pa
@@ -48,7 +49,7 @@ def cut(images: pa.Table, model_fingerprint: str, config: PartitionConfig) -> It
         return
     count = -(-len(images) // config.photos_per_segment(len(images)))
     edges = [len(images) * piece // count for piece in range(count + 1)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         rows = images.slice(start, stop - start)
         yield Partition(segment_id=segment_id(rows["photo_key"].to_pylist(), model_fingerprint), images=rows)
 

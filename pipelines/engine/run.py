@@ -126,7 +126,9 @@ def run_on_ray(tasks: Sequence[T], actors: Sequence[Any], *, on_task: Callable[[
                 continue
             outcome = Outcome(task=task, result=None)
         except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, FolioError) else error
+            if isinstance(error.cause, FolioError):
+                raise error.cause from error  # without the worker's traceback in its message
+            raise
         give_out(actor)
         on_task(task)
         yield outcome

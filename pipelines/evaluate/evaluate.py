@@ -70,8 +70,8 @@ def rank_positives(queries: pa.Table, results: pa.Table, radius_m: float) -> Ran
     row_of = {name: row for row, name in enumerate(queries["image_id"].to_pylist())}
     ours = results.filter(pa.compute.is_in(results["query_id"], queries["image_id"]))
     query = np.array([row_of[name] for name in ours["query_id"].to_pylist()], np.int64)
-    truth = [queries[name].to_numpy()[query] for name in ("lat_deg", "lon_deg")]
-    near = distances_m(*truth, ours["lat_deg"].to_numpy(), ours["lon_deg"].to_numpy()) <= radius_m
+    lat_deg, lon_deg = (queries[name].to_numpy()[query] for name in ("lat_deg", "lon_deg"))
+    near = distances_m(lat_deg, lon_deg, ours["lat_deg"].to_numpy(), ours["lon_deg"].to_numpy()) <= radius_m
     marked = {}
     for order in ("global_rank", "rank"):
         marked[order] = np.zeros((len(queries), max(RECALL_AT)), bool)
@@ -105,8 +105,10 @@ def _error_rows(geotags: pa.Table) -> Iterator[dict[str, Any]]:
 
 def position_errors_m(answered: pa.Table) -> Float64[np.ndarray, " n"]:
     """Measure how far answered geotags are from the known positions, in metres."""
-    columns = ("lat_deg", "lon_deg", "known_lat_deg", "known_lon_deg")
-    return distances_m(*(answered[name].to_numpy() for name in columns))
+    lat_deg, lon_deg, known_lat_deg, known_lon_deg = (
+        answered[name].to_numpy() for name in ("lat_deg", "lon_deg", "known_lat_deg", "known_lon_deg")
+    )
+    return distances_m(lat_deg, lon_deg, known_lat_deg, known_lon_deg)
 
 
 def add_metrics(storage: Storage, rows: list[dict[str, Any]]) -> None:

@@ -61,7 +61,8 @@ class GeotagSummary(msgspec.Struct, frozen=True, kw_only=True):
         """Say it to a person."""
         lines = [
             *(f"note: {note}" for note in self.notes),
-            f"{self.photos:,} photos: {self.answered:,} answered, {self.unknown:,} don't know, {self.photos_per_second:.1f} photos/s",
+            f"{self.photos:,} photos: {self.answered:,} answered, {self.unknown:,} don't know; "
+            f"{self.photos_per_second:.1f} photos/s",
         ]
         if self.rejected:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())

@@ -1,8 +1,8 @@
 """results ▶ position: where a photo was taken, how far off that may be, or that we do not know.
 
-The answer is not the position of the first candidate but what the re-ranked candidates agree on: each weighs by its score relative to
-the best one, the heaviest group within `agree_within_m` wins, and its weighted mean is the position. Constants are not yet fitted to
-a map: a later calibration replaces them.
+The answer is not the position of the first candidate but what the re-ranked candidates agree on: each weighs by its score
+relative to the best one, the heaviest group within `agree_within_m` wins, and its weighted mean is the position. The constants
+are not fitted to a map.
 """
 
 from collections.abc import Sequence
@@ -79,10 +79,8 @@ def locate(votes: Sequence[Vote], config: PositionConfig) -> Location:
     group = distances[int(support.argmax())] <= config.agree_within_m
     share = float(support.max())
     if share < config.min_support:
-        return _unknown(
-            share,
-            f"candidates disagree: the largest group holds {share:.0%} of the evidence, {config.min_support:.0%} are needed",
-        )
+        needed = f"{config.min_support:.0%} are needed"
+        return _unknown(share, f"candidates disagree: the largest group holds {share:.0%} of the evidence, {needed}")
     if asked[0].matches < config.min_matches:
         return _unknown(share, f"only {asked[0].matches} local features match, {config.min_matches} are needed")
     return _mean(asked[0], east_m[group], north_m[group], weights[group], share, config)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from infra.arrays import LocalFeaturesReader
 from jaxtyping import Float16, Float32
 
+from infra.arrays import LocalFeaturesReader
 from infra.commits import receipt_path
 from infra.storage import Storage
 from infra.tables import DescriptorReader, get_object, read_table
@@ -46,7 +46,7 @@ class OpenedSegment:
         self.images = read_table(storage, images.path, kind="images", columns=POSITION_COLUMNS, expected=images)
         self.image_ids: list[str] = self.images["image_id"].to_pylist()
         self.descriptors = DescriptorReader(storage, self._refs[layout.DESCRIPTORS])
-        self.local_features = LocalFeaturesReader(storage, f"{folder}/{layout.LOCAL_FEATURES}")
+        self.local_features = LocalFeaturesReader(storage, f"{folder}/{layout.LOCAL_FEATURES}", expected=receipt.objects)
 
 
 class OpenedMap:

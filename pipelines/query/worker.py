@@ -1,6 +1,6 @@
 """The query worker: opens a published version of a map and says which of its photos show the same place as another photo.
 
-    photo ▶ descriptor and local features ▶ nearest compressed descriptors ▶ exact cosines ▶ adaptive pool ▶ local matching ▶ order
+    photo ▶ descriptor, local features ▶ nearest compressed descriptors ▶ exact cosines ▶ adaptive pool ▶ local matching ▶ order
 
 It needs neither Ray nor Prefect, and the same photo gives the same answer however the map was cut (SPEC 10.4, 10.5).
 """

@@ -35,7 +35,7 @@ def settings() -> Settings:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """database/ and queries/ of the sample city."""
     directory = tmp_path_factory.mktemp("city")
-    write_sample_city(directory, queries=40)
+    write_sample_city(directory, places=66, queries=16, unmapped=2)  # 264 photos: just enough to train a quantizer
     return directory
 
 

@@ -77,9 +77,7 @@ def test_a_build_is_a_flow_run_with_its_numbers_as_artifacts(
     assert '"photos", "value": "20"' in artifacts["build-summary"]
 
 
-def test_what_stops_a_flow_is_still_one_line(
-    folio: Callable[..., Ran], prefect_api: dict[str, str], tmp_path: Path
-) -> None:
+def test_what_stops_a_flow_is_still_one_line(folio: Callable[..., Ran], prefect_api: dict[str, str], tmp_path: Path) -> None:
     ran = folio("build", tmp_path / "map", tmp_path / "nowhere", env=prefect_api)
 
     assert ran.code == 1

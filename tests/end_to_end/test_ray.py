@@ -1,11 +1,14 @@
 """Encoding on a real Ray cluster gives the bytes that encoding in this process gives, also when workers are killed."""
 
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
 
+from infra.commits import read_receipts
 from infra.settings import Settings
+from infra.storage import open_storage
 from pipelines.build.build import BuildRequest, run_build
 from pipelines.engine.partition import PartitionConfig
 from tests.end_to_end.conftest import City
@@ -28,8 +31,11 @@ def encode_actors() -> list[int]:
 
 
 def test_segments_are_the_same_bytes_in_process_and_on_ray_with_actors_killed(city: City, tmp_path: Path) -> None:
-    request = BuildRequest(map_url=str(tmp_path / "here"), photos=(str(city.database),), partition=SMALL)
-    here = run_build(request, Settings(threads=2))
+    database = tmp_path / "database"
+    database.mkdir()
+    for photo in sorted(city.database.iterdir())[:120]:
+        shutil.copy(photo, database)
+    here = run_build(BuildRequest(map_url=str(tmp_path / "here"), photos=(str(database),), partition=SMALL), Settings(threads=2))
     killed: list[int] = []
     done = threading.Event()
 
@@ -43,7 +49,7 @@ def test_segments_are_the_same_bytes_in_process_and_on_ray_with_actors_killed(ci
     killer.start()
     try:
         on_ray = run_build(
-            BuildRequest(map_url=str(tmp_path / "ray"), photos=(str(city.database),), partition=SMALL, workers="ray"),
+            BuildRequest(map_url=str(tmp_path / "ray"), photos=(str(database),), partition=SMALL, workers="ray"),
             Settings(threads=2),
         )
     finally:
@@ -60,8 +66,5 @@ def test_segments_are_the_same_bytes_in_process_and_on_ray_with_actors_killed(ci
 
 def published_segments(folder: Path) -> dict[str, str]:
     """Content of the attempts that have a receipt; a killed actor leaves orphans beside them."""
-    from infra.commits import read_receipts
-    from infra.storage import open_storage
-
     receipts = read_receipts(open_storage(str(folder), Settings(threads=1)))
     return {ref.path.replace(receipt.attempt, "attempt"): ref.sha256 for receipt in receipts.values() for ref in receipt.objects}

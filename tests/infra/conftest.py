@@ -2,14 +2,27 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
 from uuid import uuid4
 
 import boto3
 import pytest
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
+
+
+def one_at_a_time(put: Callable[..., object]) -> Callable[..., object]:
+    """Guard moto's PutObject, which looks whether there is an object and only then writes: in a race two creators may win."""
+    lock = Lock()
+
+    def guarded(response: S3Response, query: dict[str, object], key_name: str) -> object:
+        with lock:
+            return put(response, query, key_name)
+
+    return guarded
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +33,7 @@ def s3_endpoint() -> Iterator[str]:
         environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        environment.setattr(S3Response, "_key_response_put", one_at_a_time(S3Response._key_response_put))
         server.start()
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"

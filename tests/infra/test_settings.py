@@ -8,7 +8,7 @@ from schemas.errors import FolioError
 
 def test_an_empty_environment_gives_the_defaults():
     assert settings_from({"FOLIO_THREADS": "", "RAY_ADDRESS": ""}) == Settings(
-        threads=min(os.cpu_count() or 1, 8), log_level="info", ray_address=None, prefect_api_url=None, s3_endpoint_url=None
+        threads=min(os.cpu_count() or 1, 8), log_level="warning", ray_address=None, prefect_api_url=None, s3_endpoint_url=None
     )
 
 
