@@ -25,7 +25,8 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 links=${UV_FIND_LINKS:-$(.venv/bin/python -m pip config get global.find-links 2>/dev/null || true)}
 links=${links:-${PIP_FIND_LINKS:-}}
 [ -z "$links" ] || export UV_FIND_LINKS="${links//[[:space:]]/,}"
-VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet -c constraints.txt \
+# Compiled now, because some machines never write bytecode: every command would then compile torch again, for seconds.
+VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --compile-bytecode -c constraints.txt \
   ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -e ".[$extras]"
 .venv/bin/python -c 'import faiss, torch, zarr'
 printf '%s' "$wanted" > "$stamp"

@@ -21,7 +21,7 @@ from pipelines.engine.model import load_encoder, require_same_model
 from pipelines.engine.threads import use_threads
 from pipelines.query.opened_map import OpenedMap, StoredPhoto
 
-REFINED: Final = 4
+REFINED: Final = 2
 """Compressed candidates that are compared exactly, for each candidate that is kept. More: what compression misordered is found
 again, at one row of descriptors read each."""
 

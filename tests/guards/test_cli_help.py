@@ -10,22 +10,20 @@ from click.testing import CliRunner
 
 from pipelines.cli import main
 
-COMMANDS = set(
-    [
-        "backfill",
-        "build",
-        "demo",
-        "evaluate",
-        "geotag",
-        "models",
-        "query",
-        "report",
-        "rollback",
-        "sample-city",
-        "verify",
-        "versions",
-    ]
-)
+COMMANDS = {
+    "backfill",
+    "build",
+    "demo",
+    "evaluate",
+    "geotag",
+    "models",
+    "query",
+    "report",
+    "rollback",
+    "sample-city",
+    "verify",
+    "versions",
+}
 
 
 def test_the_commands_are_these() -> None:

@@ -1,0 +1,109 @@
+"""Encoding one partition: its tables stay row for row together, bad photos go aside, and the first attempt stands."""
+
+import numpy as np
+import pytest
+
+from infra import arrays
+from infra.arrays import LocalFeaturesReader
+from infra.commits import read_receipts
+from infra.settings import Settings
+from infra.storage import Storage, open_storage
+from infra.tables import get_object, read_descriptors, read_table
+from pipelines.build.encode import encode_partition
+from pipelines.build.membership import read_stored, segment_object
+from pipelines.engine.partition import Partition
+from schemas.manifest import Receipt
+from tests.pipelines.build.stand_ins import BAD, NumberDecoder, NumberEncoder, NumberReader, partition
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(arrays, "SHARD_BYTES", 4096)
+
+
+@pytest.fixture
+def storage(tmp_path) -> Storage:
+    return open_storage(str(tmp_path / "map"), Settings(threads=1))
+
+
+def encode(storage: Storage, task: Partition, *, batch_size: int = 1, ticks: list[int] | None = None) -> Receipt:
+    counted = [] if ticks is None else ticks
+    encoder = NumberEncoder(batch_size)
+    return encode_partition(task, storage, encoder, NumberReader(), NumberDecoder(), lambda: counted.append(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_rows_of_all_tables_belong_to_the_same_photo_with_bad_ones_in_between(storage: Storage, batch_size: int):
+    ticks: list[int] = []
+
+    receipt = encode(storage, partition(5, BAD, 3, 4, BAD + 1, 2, BAD + 2), batch_size=batch_size, ticks=ticks)
+
+    assert (receipt.rows, receipt.rejected, len(ticks)) == (4, 3, 7)
+    assert receipt.bbox == (13.002, 55.0, 13.005, 55.0)
+    images = read_table(storage, segment_object(receipt, "images.parquet").path, kind="images")
+    assert images["uri"].to_pylist() == ["5.jpg", "3.jpg", "4.jpg", "2.jpg"]
+    assert read_descriptors(storage, segment_object(receipt, "descriptors.parquet")).argmax(axis=1).tolist() == [5, 3, 4, 2]
+    features = LocalFeaturesReader(storage, f"segments/{receipt.segment_id}/{receipt.attempt}/local_features.zarr")
+    assert [photo.reliability.tolist() for photo in features.read(range(4))] == [[5, 5], [], [4], [2, 2]]
+    rejects = read_table(storage, segment_object(receipt, "rejects.parquet").path, kind="rejects")
+    assert rejects["photo_key"].to_pylist() == [f"key {BAD}", f"key {BAD + 1}", f"key {BAD + 2}"]
+    assert set(rejects["reason"].to_pylist()) == {"truncated"}
+
+
+def test_the_receipt_names_every_object_of_the_segment_and_no_other(storage: Storage):
+    receipt = encode(storage, partition(1, 2))
+
+    assert [ref.path for ref in receipt.objects] == [info.path for info in storage.list("segments")]
+    for ref in receipt.objects:
+        get_object(storage, ref)  # raises where size or sha256 differ
+    assert read_receipts(storage) == {receipt.segment_id: receipt}
+
+
+def test_a_partition_in_which_no_photo_decodes_is_finished_too(storage: Storage):
+    """Otherwise a folder of broken photos would stop every build, each time anew."""
+    receipt = encode(storage, partition(BAD, BAD + 1))
+
+    assert (receipt.rows, receipt.rejected, receipt.bbox) == (0, 2, None)
+    stored = read_stored(storage, NumberEncoder.fingerprint)[receipt.segment_id]
+    assert (stored.photo_keys, stored.rejected_keys) == ([], [f"key {BAD}", f"key {BAD + 1}"])
+
+
+def test_a_second_attempt_leaves_the_first_one_standing(storage: Storage):
+    first = encode(storage, partition(1, 2, 3))
+
+    second = encode(storage, partition(1, 2, 3))
+
+    assert second == first
+    assert len({info.path.split("/")[2] for info in storage.list("segments")}) == 2  # the loser's files, which nothing names
+
+
+def test_two_attempts_write_the_same_bytes_in_batches_of_any_size(storage: Storage):
+    encode(storage, partition(1, BAD, 2, 3))
+    encode(storage, partition(1, BAD, 2, 3), batch_size=2)
+
+    contents: dict[str, set[bytes]] = {}
+    for info in storage.list("segments"):
+        contents.setdefault(info.path.split("/", 3)[3], set()).add(storage.get(info.path))
+
+    assert {name: len(versions) for name, versions in contents.items()} == dict.fromkeys(contents, 1)
+
+
+def test_stored_segments_are_read_back_for_their_own_network_only(storage: Storage):
+    receipt = encode(storage, partition(4, BAD, 7))
+
+    (stored,) = read_stored(storage, NumberEncoder.fingerprint).values()
+
+    assert stored.receipt == receipt
+    assert (stored.photo_keys, stored.rejected_keys) == (["key 4", "key 7"], [f"key {BAD}"])
+    assert read_stored(storage, "another") == {}
+
+
+def test_what_on_photo_raises_passes_through_and_leaves_no_receipt(storage: Storage):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_partition(partition(1, 2), storage, NumberEncoder(), NumberReader(), NumberDecoder(), stop)
+
+    assert read_receipts(storage) == {}
+    assert np.all([not info.path.startswith("receipts/") for info in storage.list()])

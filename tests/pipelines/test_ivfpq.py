@@ -1,0 +1,155 @@
+"""The index: its size is derived, its training repeatable, and what is near is found however photos are spread over shards."""
+
+import numpy as np
+import pytest
+
+from pipelines import ivfpq
+from pipelines.ivfpq import IndexConfig, IvfPqParameters, ShardSearcher, derive_parameters, make_shard, train_quantizer
+
+DIM = 64
+PHOTOS = 600
+CONFIG = IndexConfig(seed=3)
+PARAMETERS = IvfPqParameters(pca_dim=32, nlist=8, code_bytes=4, nprobe=8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    ivfpq.use_threads(1)
+
+
+def unit_vectors(count: int, seed: int, dim: int = DIM) -> np.ndarray:
+    points = np.random.default_rng(seed).normal(size=(count, dim))
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+def near(points: np.ndarray, seed: int) -> np.ndarray:
+    """Points about a tenth beside these unit vectors, where others are about 1.4 away."""
+    return points + 0.1 * unit_vectors(len(points), seed)
+
+
+@pytest.fixture(scope="module")
+def descriptors() -> np.ndarray:
+    return unit_vectors(PHOTOS, seed=0)
+
+
+@pytest.fixture(scope="module")
+def quantizer(descriptors: np.ndarray) -> bytes:
+    return train_quantizer(descriptors, PARAMETERS, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("photos", "dim", "expected"),
+    [
+        (0, 8448, None),
+        (255, 8448, None),
+        (256, 8448, (64, 16, 8, 16)),  # at least 64 dimensions; sqrt(256) cells, all of them probed
+        (2_000, 8448, (128, 32, 16, 16)),  # 2000 / 8 = 250 dimensions, rounded down to a power of two; sqrt is 45, nearest 32
+        (10_000, 8448, (512, 128, 64, 32)),  # 64 code bytes are the most; sqrt is 100, nearest 128; a quarter is probed
+        (1_000_000, 8448, (512, 1024, 64, 256)),
+        (1_000_000, 96, (64, 1024, 8, 256)),  # no more dimensions than the descriptor has
+    ],
+)
+def test_the_size_of_an_index_follows_from_the_number_of_photos(
+    photos: int, dim: int, expected: tuple[int, int, int, int] | None
+):
+    found = derive_parameters(photos, dim, IndexConfig())
+
+    assert found == (
+        expected and IvfPqParameters(**dict(zip(("pca_dim", "nlist", "code_bytes", "nprobe"), expected, strict=True)))
+    )
+
+
+def test_half_the_code_bytes_keep_half_the_dimensions():
+    found = derive_parameters(1_000_000, 8448, IndexConfig(max_code_bytes=32))
+
+    assert found is not None
+    assert (found.pca_dim, found.code_bytes) == (256, 32)
+
+
+def test_a_limit_too_low_to_train_at_is_refused():
+    with pytest.raises(ValueError, match=r"flat_below must be at least 256.*got 100"):
+        IndexConfig(flat_below=100)
+
+
+@pytest.mark.parametrize("photo", [0, 17, PHOTOS - 1])
+def test_a_planted_neighbour_is_found_first(descriptors: np.ndarray, quantizer: bytes, photo: int):
+    shard = make_shard(quantizer, DIM, [(descriptors, np.arange(PHOTOS) + 1000)])
+
+    (hits,) = ShardSearcher(quantizer, PARAMETERS.nprobe, [shard]).search(near(descriptors[[photo]], seed=1), 10)
+
+    assert hits[0][1:] == (0, photo + 1000)
+    assert hits == sorted(hits)
+    assert len(hits) == 10
+
+
+def test_every_photo_is_among_the_nearest_of_itself(descriptors: np.ndarray, quantizer: bytes):
+    shard = make_shard(quantizer, DIM, [(descriptors, np.arange(PHOTOS))])
+
+    found = ShardSearcher(quantizer, PARAMETERS.nprobe, [shard]).search(descriptors, 5)
+
+    assert np.mean([photo in [number for _, _, number in hits] for photo, hits in enumerate(found)]) > 0.99
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_shards_cut_differently_give_the_same_hits(descriptors: np.ndarray, quantizer: bytes, flat: bool):
+    """Also blocks of another size, and photos in another order: a code depends on its own photo alone."""
+    used = None if flat else quantizer
+    shuffled = np.random.default_rng(2).permutation(PHOTOS)
+    whole = [make_shard(used, DIM, [(descriptors, np.arange(PHOTOS))])]
+    cut = [
+        make_shard(used, DIM, [(descriptors[ids], ids) for ids in np.array_split(part, 3)]) for part in np.split(shuffled, [50])
+    ]
+    queries = near(descriptors[:20], seed=3)
+
+    one, two = (
+        [[(distance, number) for distance, _, number in hits] for hits in ShardSearcher(used, 8, shards).search(queries, 20)]
+        for shards in (whole, cut)
+    )
+
+    assert [sorted(hits)[:20] for hits in two] == [sorted(hits) for hits in one]
+
+
+def test_a_flat_index_is_exact():
+    points = np.array([[0, 0], [3, 4], [6, 8]], np.float32)
+    shards = [make_shard(None, 2, [(points[:2], np.array([10, 11]))]), make_shard(None, 2, [(points[2:], np.array([5]))])]
+
+    (hits,) = ShardSearcher(None, 1, shards).search(np.array([[3, 4]], np.float32), 5)
+
+    assert hits == [(0.0, 0, 11), (25.0, 0, 10), (25.0, 1, 5)]  # squared distances; ties by shard and id
+
+
+def test_training_twice_gives_the_same_bytes_and_another_seed_others(descriptors: np.ndarray, quantizer: bytes):
+    assert train_quantizer(descriptors, PARAMETERS, CONFIG) == quantizer
+    assert train_quantizer(descriptors, PARAMETERS, IndexConfig(seed=4)) != quantizer
+
+
+def test_coding_twice_gives_the_same_bytes_in_blocks_of_any_size(descriptors: np.ndarray, quantizer: bytes):
+    ids = np.arange(PHOTOS)
+
+    at_once = make_shard(quantizer, DIM, [(descriptors, ids)])
+    in_blocks = make_shard(
+        quantizer, DIM, [(descriptors[start : start + 64], ids[start : start + 64]) for start in range(0, 600, 64)]
+    )
+
+    assert at_once == in_blocks
+
+
+def test_making_a_shard_leaves_the_quantizer_empty(descriptors: np.ndarray, quantizer: bytes):
+    make_shard(quantizer, DIM, [(descriptors, np.arange(PHOTOS))])
+    small = make_shard(quantizer, DIM, [(descriptors[:3], np.arange(3))])
+
+    (hits,) = ShardSearcher(quantizer, 8, [small]).search(descriptors[:1], 100)
+
+    assert sorted(number for _, _, number in hits) == [0, 1, 2]
+
+
+def test_dimensions_without_variance_do_not_spoil_the_projection():
+    """Descriptors in a plane of 4 of 64 dimensions: PCA has 32 to fill, 28 of them with nothing."""
+    flat = np.zeros((300, DIM), np.float32)
+    flat[:, :4] = unit_vectors(300, seed=5, dim=4)
+
+    quantizer = train_quantizer(flat, PARAMETERS, CONFIG)
+    (hits,) = ShardSearcher(quantizer, 8, [make_shard(quantizer, DIM, [(flat, np.arange(300))])]).search(flat[:1], 300)
+
+    assert np.isfinite([distance for distance, _, _ in hits]).all()
+    assert 0 in [number for _, _, number in hits[:20]]

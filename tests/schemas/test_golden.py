@@ -1,0 +1,202 @@
+"""Files that users have are opened by today's readers, and hold what was once written into them (`samples.py`)."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.arrays import LocalFeaturesReader
+from infra.settings import Settings
+from infra.storage import Storage, open_storage
+from infra.tables import descriptor_matrix, read_table_facts
+from pipelines.build.plan import BuildPlan
+from pipelines.ivfpq import ShardSearcher
+from schemas import versions
+from schemas.errors import FormatError
+from schemas.local_features import LocalFeatures
+from schemas.manifest import Manifest, Receipt, decode_manifest, decode_receipt, encode_json
+from schemas.versions import FORMATS, require_readable
+from tests.schemas import samples
+from tests.schemas.make_golden import GOLDEN, golden_name, write_sample
+
+TABLE_VERSIONS = [(kind, version) for kind in samples.TABLES for version in range(1, FORMATS[kind] + 1)]
+
+
+def read_document(kind: str, data: bytes) -> Receipt | Manifest | BuildPlan:
+    if kind == "receipt":
+        return decode_receipt(data, where="here")
+    if kind == "manifest":
+        return decode_manifest(data, where="here")
+    return msgspec.json.decode(data, type=BuildPlan)
+
+
+@pytest.fixture
+def golden() -> Storage:
+    return open_storage(str(GOLDEN), Settings(threads=1))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path), Settings(threads=1))
+
+
+def test_every_format_that_was_ever_written_has_a_golden_sample_and_nothing_else_lies_there():
+    expected = {golden_name(kind, version) for kind, newest in FORMATS.items() for version in range(1, newest + 1)}
+
+    assert {path.name for path in GOLDEN.iterdir()} == expected
+
+
+def test_the_golden_samples_are_small():
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 200_000
+
+
+@pytest.mark.parametrize(("kind", "version"), TABLE_VERSIONS)
+def test_a_golden_table_opens_and_holds_what_was_written(golden: Storage, kind: str, version: int):
+    make, facts = samples.TABLES[kind]
+
+    table, found = read_table_facts(golden, golden_name(kind, version), kind=kind)
+
+    assert table.replace_schema_metadata(None).equals(make())
+    assert found == {**facts, "kind": kind, "version": version}
+
+
+def test_golden_descriptors_are_the_numbers_that_were_written(golden: Storage):
+    table, _ = read_table_facts(golden, "descriptors-1.parquet", kind="descriptors")
+
+    assert np.array_equal(descriptor_matrix(table["descriptor"]), samples.descriptor_numbers())
+
+
+@pytest.mark.parametrize("kind", samples.DOCUMENTS)
+def test_a_golden_document_opens_and_holds_what_was_written(golden: Storage, kind: str):
+    data = golden.get(golden_name(kind, 1))
+
+    assert read_document(kind, data) == samples.DOCUMENTS[kind]()
+
+
+def test_an_old_receipt_written_again_is_the_same_bytes():
+    """A build computes the sha256 of receipts that the manifest keeps from what it decoded, not from what it read."""
+    data = (GOLDEN / "receipt-1.json").read_bytes()
+
+    assert encode_json(decode_receipt(data, where="here")) == data
+
+
+def same(one: LocalFeatures, other: LocalFeatures) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("features", "patch", "reliability"))
+
+
+def test_golden_local_features_open_photo_by_photo(golden: Storage):
+    reader = LocalFeaturesReader(golden, "local_features-1.zarr")
+
+    found = reader.read([2, 1, 0])
+
+    assert [len(photo) for photo in found] == [1, 0, 3]
+    assert all(same(one, other) for one, other in zip(reversed(found), samples.local_features(), strict=True))
+
+
+def test_each_photo_of_the_golden_shard_is_found_by_its_descriptor():
+    """Coded in one byte and yet nearer to itself than to the others, which lie 2 apart (the squared distance of two axes)."""
+    quantizer, shard = ((GOLDEN / name).read_bytes() for name in ("quantizer-1.faiss", "shard-1.faiss"))
+    searcher = ShardSearcher(quantizer, samples.PARAMETERS.nprobe, [shard])
+
+    found = searcher.search(samples.descriptor_numbers().astype(np.float32), 3)
+
+    assert [sorted(number for _, _, number in hits) for hits in found] == [samples.SHARD_IDS] * 3
+    assert [hits[0][2] for hits in found] == samples.SHARD_IDS
+    np.testing.assert_allclose([hits[0][0] for hits in found], [0.2063, 0.1297, 0.1765], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", samples.TABLES)
+def test_a_table_written_today_reads_as_the_golden_one(store: Storage, golden: Storage, kind: str):
+    name = golden_name(kind, FORMATS[kind])
+
+    write_sample(store, kind, name)
+
+    table, facts = read_table_facts(store, name, kind=kind)
+    old_table, old_facts = read_table_facts(golden, name, kind=kind)
+    assert table.equals(old_table)
+    assert facts == old_facts
+
+
+@pytest.mark.parametrize("kind", samples.DOCUMENTS)
+def test_a_document_written_today_is_read_back_today(store: Storage, kind: str):
+    write_sample(store, kind, "document.json")
+
+    assert read_document(kind, store.get("document.json")) == samples.DOCUMENTS[kind]()
+
+
+def test_local_features_written_today_are_read_back_today(store: Storage):
+    write_sample(store, "local_features", "group.zarr")
+
+    found = LocalFeaturesReader(store, "group.zarr").read([0, 1, 2])
+
+    assert all(same(one, other) for one, other in zip(found, samples.local_features(), strict=True))
+
+
+def test_an_index_written_today_finds_each_photo_today(store: Storage):
+    write_sample(store, "quantizer", "quantizer")
+    write_sample(store, "shard", "shard")
+    searcher = ShardSearcher(store.get("quantizer"), samples.PARAMETERS.nprobe, [store.get("shard")])
+
+    found = searcher.search(samples.descriptor_numbers().astype(np.float32), 1)
+
+    assert [hits[0][2] for hits in found] == samples.SHARD_IDS
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_newer_format_is_refused_with_both_numbers_and_a_remedy(kind: str):
+    newest = FORMATS[kind]
+
+    require_readable(kind, newest, where="here")
+    with pytest.raises(FormatError, match=rf"^here: {kind} format {newest + 1} was found.*formats 1 to {newest}\..*pip install"):
+        require_readable(kind, newest + 1, where="here")
+    with pytest.raises(FormatError, match="format 0 was found"):
+        require_readable(kind, 0, where="here")
+
+
+@pytest.fixture
+def from_the_future(store: Storage, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """A folder with the samples as a Folio writes them whose every format number is higher by one."""
+    with monkeypatch.context() as patch:
+        for kind, newest in FORMATS.items():
+            patch.setitem(versions.FORMATS, kind, newest + 1)
+        for kind in [*samples.TABLES, "local_features"]:
+            write_sample(store, kind, kind)
+    for kind in ("receipt", "manifest"):
+        newer = {**msgspec.to_builtins(samples.DOCUMENTS[kind]()), "format_version": FORMATS[kind] + 1, "new_field": 1}
+        store.put(kind, msgspec.json.encode(newer))
+    return store
+
+
+def test_files_of_a_newer_folio_are_refused_by_number_not_by_what_is_odd_in_them(from_the_future: Storage):
+    for kind in samples.TABLES:
+        with pytest.raises(FormatError, match=f"{kind}: {kind} format 2 was found, but this Folio reads formats 1 to 1"):
+            read_table_facts(from_the_future, kind, kind=kind)
+    with pytest.raises(FormatError, match="local_features format 2 was found"):
+        LocalFeaturesReader(from_the_future, "local_features")
+    with pytest.raises(FormatError, match="here: receipt format 2 was found"):
+        decode_receipt(from_the_future.get("receipt"), where="here")
+    with pytest.raises(FormatError, match="here: manifest format 2 was found"):
+        decode_manifest(from_the_future.get("manifest"), where="here")
+
+
+def test_a_document_with_an_unknown_field_of_a_known_format_is_no_receipt():
+    odd = {**msgspec.to_builtins(samples.receipt()), "password": "secret"}
+
+    with pytest.raises(FormatError, match=r"here: expected a receipt, found Object contains unknown field `password`"):
+        decode_receipt(msgspec.json.encode(odd), where="here")
+
+
+def test_a_golden_table_is_not_taken_for_another_kind(golden: Storage):
+    with pytest.raises(FormatError, match="expected a Folio table of kind results, found geotags"):
+        read_table_facts(golden, "geotags-1.parquet", kind="results")
+
+
+def test_times_and_text_survive_as_they_are(golden: Storage):
+    """Microseconds, UTC, and a letter beyond ASCII."""
+    table, _ = read_table_facts(golden, "images-1.parquet", kind="images")
+
+    assert table["taken_at"].to_pylist() == [samples.TAKEN_AT, samples.TAKEN_AT, None]
+    assert table.schema.field("taken_at").type == pa.timestamp("us", tz="UTC")
+    assert table["uri"][2].as_py() == "lund/ö 2.jpg"
