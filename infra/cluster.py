@@ -44,6 +44,7 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
     Raises:
         WorkError: the cluster named by RAY_ADDRESS cannot be joined.
     """
+    own_home = str(Path.home())
     with TemporaryDirectory(prefix="folio-ray-") as home, changed_environment(_loopback_only(Path(home), settings)):
         import ray  # here, because Ray reads its environment on import, and most commands do not need it
 
@@ -55,6 +56,7 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
                     num_cpus=settings.threads,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
+                    runtime_env={"env_vars": {"HOME": own_home}},  # where workers look for AWS credentials
                     log_to_driver=False,
                     logging_level=logging.WARNING,
                 )

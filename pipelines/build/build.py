@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fol_model.inference import Encoder
 from infra.cluster import ray_cluster
@@ -29,6 +30,7 @@ from pipelines.build.membership import (
     Selection,
     StoredSegment,
     live_keys,
+    live_names,
     masked_ranges,
     read_stored,
     segment_object,
@@ -89,6 +91,8 @@ class Prepared:
     catalog: Catalog
     partitions: list[Partition]
     plan: BuildPlan
+    notes: list[str]
+    """For the user: how the photos were understood."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,8 +181,17 @@ def prepare(request: BuildRequest, settings: Settings) -> Prepared:
         limits=request.limits,
         show_progress=True,
     )
+    _require_a_position(request, catalog)
     stored = read_stored(storage, encoder.fingerprint)
     fresh = catalog.images.filter(pa.array(still_to_encode(stored, catalog.images["photo_key"].to_pylist())))
+    notes = list(catalog.notes)
+    if request.mode == "backfill" and head:
+        held = pc.is_in(fresh["image_id"], pa.array(live_names(head, stored), pa.string()))
+        if left := pc.sum(held).as_py():
+            notes.append(
+                f"{left} photos differ from photos of that name in the map and are left out; `folio build` replaces them"
+            )
+        fresh = fresh.filter(pc.invert(held))
     partitions = list(cut(fresh, encoder.fingerprint, request.partition))
     plan = make_plan(
         catalog,
@@ -190,7 +203,14 @@ def prepare(request: BuildRequest, settings: Settings) -> Prepared:
     )
     require_room(plan, request.map_url)
     return Prepared(
-        request=request, storage=storage, head=head, encoder=encoder, catalog=catalog, partitions=partitions, plan=plan
+        request=request,
+        storage=storage,
+        head=head,
+        encoder=encoder,
+        catalog=catalog,
+        partitions=partitions,
+        plan=plan,
+        notes=notes,
     )
 
 
@@ -277,8 +297,19 @@ def summarise(prepared: Prepared, published: Published, clock: Stopwatch) -> Bui
         seconds=seconds,
         recipe=manifest.model.recipe,
         trained=manifest.model.trained,
-        notes=prepared.catalog.notes,
+        notes=prepared.notes,
     )
+
+
+def _require_a_position(request: BuildRequest, catalog: Catalog) -> None:
+    """Refuse sources whose every position is wrong: a mistake in the whole table, not in some of its rows."""
+    reasons = set(catalog.rejects["reason"].to_pylist())
+    if not len(catalog.images) and reasons == {RejectReason.POSITION_INVALID.value}:
+        first = catalog.rejects.slice(0, 1).to_pylist()[0]
+        raise CatalogError(
+            f"{' '.join(request.photos)}: no photo has a position on Earth; the first is {first['uri']}: {first['detail']}. "
+            "Nothing was written. Check the columns lat_deg and lon_deg."
+        )
 
 
 def _open_network(request: BuildRequest, head: Manifest | None) -> Encoder:
@@ -319,7 +350,7 @@ def _collect_rejects(prepared: Prepared, stored: dict[str, StoredSegment], lost:
         if segment.rejected_keys:
             ref = segment_object(segment.receipt, layout.REJECTS)
             table = read_table(prepared.storage, ref.path, kind="rejects", expected=ref)
-            parts.append(table.filter(pa.compute.is_in(table["photo_key"], wanted)))
+            parts.append(table.filter(pc.is_in(table["photo_key"], wanted)))
     for partition in lost:
         photos = partition.images.select(["uri", "root", "photo_key"]).to_pylist()
         detail = f"partition {partition.segment_id} lost its worker again and again; the next build tries it anew"

@@ -4,7 +4,7 @@ Planning starts from what the store holds, never from fresh cuts: a photo whose 
 it lies, also when the run that encoded it was killed before it could publish.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,7 @@ def select_exactly(stored: Mapping[str, StoredSegment], wanted: set[str]) -> Sel
 def select_added(stored: Mapping[str, StoredSegment], head: Manifest | None, wanted: set[str]) -> Selection:
     """Select what a version holds and, beside it, the wanted photos that it has no photo of that name for."""
     kept = {} if head is None else {entry.segment_id: live_rows(entry) for entry in head.segments}
-    held = {name for segment, live in kept.items() for name in np.array(stored[segment].image_ids)[live].tolist()}
+    held = set() if head is None else live_names(head, stored)
     return _claim(stored, kept, lambda key, name: key in wanted and name not in held)
 
 
@@ -61,12 +61,12 @@ def still_to_encode(stored: Mapping[str, StoredSegment], wanted: Sequence[str]) 
 
 def live_keys(manifest: Manifest, stored: Mapping[str, StoredSegment]) -> set[str]:
     """List the photo keys of a version; those of another network's segments are not in `stored` and left out."""
-    return {
-        stored[entry.segment_id].photo_keys[row]
-        for entry in manifest.segments
-        if entry.segment_id in stored
-        for row in np.flatnonzero(live_rows(entry)).tolist()
-    }
+    return {stored[segment].photo_keys[row] for segment, row in _live(manifest, stored)}
+
+
+def live_names(manifest: Manifest, stored: Mapping[str, StoredSegment]) -> set[str]:
+    """List the image ids of a version, in the same way."""
+    return {stored[segment].image_ids[row] for segment, row in _live(manifest, stored)}
 
 
 def live_rows(entry: SegmentEntry) -> np.ndarray:
@@ -87,6 +87,12 @@ def segment_object(receipt: Receipt, name: str) -> ObjectRef:
     """Find a file of a segment in its receipt."""
     path = f"{layout.segment_folder(receipt.segment_id, receipt.attempt)}/{name}"
     return next(ref for ref in receipt.objects if ref.path == path)
+
+
+def _live(manifest: Manifest, stored: Mapping[str, StoredSegment]) -> Iterator[tuple[str, int]]:
+    for entry in manifest.segments:
+        if entry.segment_id in stored:
+            yield from ((entry.segment_id, row) for row in np.flatnonzero(live_rows(entry)).tolist())
 
 
 def _claim(stored: Mapping[str, StoredSegment], start: Selection, wants: Callable[[str, str], bool]) -> Selection:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float64
 
 from fol_model.recall import recall_at
@@ -47,7 +48,7 @@ def run_evaluation(directory: str, *, radius_m: float, settings: Settings) -> pa
     queries = read_table(storage, "queries.parquet", kind="images")
     results, facts = read_table_facts(storage, "results.parquet", kind="results")
     geotags = read_table(storage, "geotags.parquet", kind="geotags")
-    known = queries.filter(pa.compute.is_valid(queries["lat_deg"]))
+    known = queries.filter(pc.is_valid(queries["lat_deg"]))
     if not len(known):
         raise CatalogError(
             f"{directory}: none of {len(queries)} query photos has a known position, and an evaluation needs the truth. "
@@ -68,7 +69,7 @@ def rank_positives(queries: pa.Table, results: pa.Table, radius_m: float) -> Ran
         radius_m: how near a candidate must be to where the query was taken.
     """
     row_of = {name: row for row, name in enumerate(queries["image_id"].to_pylist())}
-    ours = results.filter(pa.compute.is_in(results["query_id"], queries["image_id"]))
+    ours = results.filter(pc.is_in(results["query_id"], queries["image_id"]))
     query = np.array([row_of[name] for name in ours["query_id"].to_pylist()], np.int64)
     lat_deg, lon_deg = (queries[name].to_numpy()[query] for name in ("lat_deg", "lon_deg"))
     near = distances_m(lat_deg, lon_deg, ours["lat_deg"].to_numpy(), ours["lon_deg"].to_numpy()) <= radius_m
@@ -90,8 +91,8 @@ def _recall_rows(queries: pa.Table, results: pa.Table, radius_m: float) -> Itera
 
 def _error_rows(geotags: pa.Table) -> Iterator[dict[str, Any]]:
     """Position errors of the answered photos whose position is known."""
-    known = geotags.filter(pa.compute.is_valid(geotags["known_lat_deg"]))
-    answered = known.filter(pa.compute.equal(known["status"], GeotagStatus.ANSWERED.value))
+    known = geotags.filter(pc.is_valid(geotags["known_lat_deg"]))
+    answered = known.filter(pc.equal(known["status"], GeotagStatus.ANSWERED.value))
     yield metric_row("answered", "geotag", len(answered) / len(known), "fraction", len(known))
     if len(answered):
         errors = position_errors_m(answered)

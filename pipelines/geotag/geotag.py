@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.observability import Stopwatch
 from infra.settings import Settings
@@ -110,7 +111,7 @@ def make_geotags(answers: Answers, config: PositionConfig) -> pa.Table:
     """Decide on a position for each query photo: rows in the schema of geotags, in the order of the queries."""
     found: dict[str, list[dict[str, Any]]] = {}
     columns = ["query_id", "image_id", "uri", "lat_deg", "lon_deg", "matches", "score", "cosine"]
-    pool = answers.results.filter(pa.compute.is_valid(answers.results["score"]))
+    pool = answers.results.filter(pc.is_valid(answers.results["score"]))
     for row in pool.select(columns).to_pylist():
         found.setdefault(row["query_id"], []).append(row)
     rows = [_geotag(query, found.get(query["image_id"], []), config) for query in answers.queries.to_pylist()]

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from infra.settings import Settings
 from pipelines.build.build import BuildRequest, BuildSummary, run_build
 from pipelines.catalog.sample_city.photos import write_sample_city
+from pipelines.cli import main
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,21 @@ class Ran:
 
 @pytest.fixture(scope="session")
 def folio() -> Callable[..., Ran]:
+    """Run the command in this process, which saves importing torch each time."""
+
+    def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Ran:
+        done = CliRunner().invoke(
+            main, [str(argument) for argument in arguments], prog_name="folio", env={"FOLIO_THREADS": "2", **(env or {})}
+        )
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Ran(code=done.exit_code, out=done.stdout, err=done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def folio_process() -> Callable[..., Ran]:
     """Run the command as a user does: another process, no terminal."""
 
     def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Ran:

@@ -217,13 +217,13 @@ def test_the_map_opens_without_our_code(city: City) -> None:
     assert all(first_id + row in ids[row] for row in range(5))
 
 
-def test_the_command_line_does_the_whole_job(city: City, folio: Callable[..., Ran], tmp_path: Path) -> None:
+def test_the_command_line_does_the_whole_job(city: City, folio_process: Callable[..., Ran], tmp_path: Path) -> None:
     out = tmp_path / "out"
     query = min(city.queries.iterdir())
 
-    asked = folio("query", city.map, query, "--json")
-    evaluated = folio("evaluate", city.map, city.queries, "--radius-m", "25", "--out", out)
-    reported = folio("report", out)
+    asked = folio_process("query", city.map, query, "--json")
+    evaluated = folio_process("evaluate", city.map, city.queries, "--radius-m", "25", "--out", out)
+    reported = folio_process("report", out)
 
     assert asked.code == 0
     assert asked.json()["answers"][0]["uri"].endswith(query.name)

@@ -56,14 +56,14 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_build_is_a_flow_run_with_its_numbers_as_artifacts(
-    city: City, folio: Callable[..., Ran], prefect_api: dict[str, str], tmp_path: Path
+    city: City, folio_process: Callable[..., Ran], prefect_api: dict[str, str], tmp_path: Path
 ) -> None:
     database = tmp_path / "database"
     database.mkdir()
     for photo in sorted(city.database.iterdir())[:20]:
         shutil.copy(photo, database)
 
-    ran = folio("build", tmp_path / "map", database, "--json", env=prefect_api)
+    ran = folio_process("build", tmp_path / "map", database, "--json", env=prefect_api)
 
     assert ran.code == 0, ran.err
     assert ran.json()["photos"] == 20
@@ -77,8 +77,10 @@ def test_a_build_is_a_flow_run_with_its_numbers_as_artifacts(
     assert '"photos", "value": "20"' in artifacts["build-summary"]
 
 
-def test_what_stops_a_flow_is_still_one_line(folio: Callable[..., Ran], prefect_api: dict[str, str], tmp_path: Path) -> None:
-    ran = folio("build", tmp_path / "map", tmp_path / "nowhere", env=prefect_api)
+def test_what_stops_a_flow_is_still_one_line(
+    folio_process: Callable[..., Ran], prefect_api: dict[str, str], tmp_path: Path
+) -> None:
+    ran = folio_process("build", tmp_path / "map", tmp_path / "nowhere", env=prefect_api)
 
     assert ran.code == 1
     assert "nowhere" in ran.err.strip().splitlines()[-1]

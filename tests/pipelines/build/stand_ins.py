@@ -22,7 +22,7 @@ class NumberEncoder:
     """Photo n gets a descriptor along axis n % 8 and n % 3 local features."""
 
     descriptor_dim, local_dim, max_local_features = DIM, 128, 2
-    fingerprint, trained, decode_side = "f00d", False, None
+    fingerprint, trained, decode_side, weight_bytes = "f00d", False, None, 0
     recipe = SimpleNamespace(name="tiny")
 
     def __init__(self, batch_size: int = 1) -> None:

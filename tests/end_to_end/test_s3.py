@@ -1,0 +1,37 @@
+"""The whole job on a bucket: photos in S3, map in S3, results in S3."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from infra.settings import Settings
+from infra.storage import open_storage
+from pipelines.maintain.maintain import verify
+from tests.end_to_end.conftest import City, Ran
+
+
+def test_photos_map_and_results_may_lie_in_a_bucket(
+    city: City, folio: Callable[..., Ran], s3_endpoint: str, tmp_path: Path
+) -> None:
+    settings = Settings(threads=2, s3_endpoint_url=s3_endpoint)
+    survey = open_storage("s3://maps/survey", settings)
+    for photo in sorted(city.database.iterdir())[:12]:
+        survey.put(photo.name, photo.read_bytes())
+    here = {"AWS_ENDPOINT_URL": s3_endpoint}
+
+    built = folio("build", "s3://maps/town", "s3://maps/survey", "--json", env=here)
+    again = folio("build", "s3://maps/town", "s3://maps/survey", "--json", env=here)
+    tagged = folio("geotag", "s3://maps/town", "s3://maps/survey", "--out", "s3://maps/geotags", "--json", env=here)
+
+    assert built.code == again.code == tagged.code == 0, built.err + again.err + tagged.err
+    assert built.json()["photos"] == 12
+    assert (again.json()["published"], again.json()["encoded"]) == (False, 0)
+    assert tagged.json()["answered"] == 12
+    assert verify(open_storage("s3://maps/town", settings)).problems == []
+    found = json.loads(open_storage("s3://maps/geotags", settings).get("geotags.geojson"))
+    assert {feature["properties"]["uri"].split("/")[-1] for feature in found["features"]} == {
+        photo.name for photo in sorted(city.database.iterdir())[:12]
+    }
+    manifest = open_storage("s3://maps/town", settings).get("manifests/00000000000000000001.json").decode()
+    assert "AKIA" not in manifest
+    assert str(tmp_path.parents[1]) not in manifest
