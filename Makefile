@@ -11,7 +11,7 @@ demo: setup  ## the main job on a small made-up city, into out/demo/
 	@.venv/bin/folio demo out/demo
 
 test: setup  ## every fast test
-	@.venv/bin/python -m pytest -m "not slow"
+	@.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup  ## the long ones: kills, large maps
 	@.venv/bin/python -m pytest -m slow

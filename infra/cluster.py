@@ -26,6 +26,8 @@ class Cluster:
 
     cpus: int
     gpus: int
+    worker_environment: dict[str, str]
+    """What an actor sets before it works: our own HOME, where AWS credentials are, in place of the one Ray was started with."""
 
     @property
     def gpus_each(self) -> float:
@@ -44,7 +46,7 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
     Raises:
         WorkError: the cluster named by RAY_ADDRESS cannot be joined.
     """
-    own_home = str(Path.home())
+    own_environment = {} if settings.ray_address else {"HOME": str(Path.home())}
     with TemporaryDirectory(prefix="folio-ray-") as home, changed_environment(_loopback_only(Path(home), settings)):
         import ray  # here, because Ray reads its environment on import, and most commands do not need it
 
@@ -56,7 +58,6 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
                     num_cpus=settings.threads,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
-                    runtime_env={"env_vars": {"HOME": own_home}},  # where workers look for AWS credentials
                     log_to_driver=False,
                     logging_level=logging.WARNING,
                 )
@@ -67,7 +68,7 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
             ) from error
         try:
             found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            yield Cluster(cpus=int(found.get("CPU", 1)), gpus=int(found.get("GPU", 0)))
+            yield Cluster(cpus=int(found.get("CPU", 1)), gpus=int(found.get("GPU", 0)), worker_environment=own_environment)
         finally:
             ray.shutdown()
 

@@ -71,6 +71,11 @@ def _refusal(name: str, found: str, needed: str) -> str:
     return f"environment variable {name}: found {found!r}, needed {needed}. Nothing was started. Set it right or unset it."
 
 
+def set_environment(variables: Mapping[str, str]) -> None:
+    """Set environment variables for the rest of this process."""
+    os.environ.update(variables)
+
+
 @contextmanager
 def changed_environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables while the block runs: for libraries and child processes that read nothing else."""

@@ -338,7 +338,7 @@ def _run(prepared: Prepared, job: EncodeJob, settings: Settings) -> Iterator[Out
             with ray_cluster(settings) as cluster:
                 from pipelines.build.actors import start_actors  # here, because it imports Ray
 
-                actors = start_actors(job, cluster.workers(len(prepared.partitions)), gpus_each=cluster.gpus_each)
+                actors = start_actors(job, cluster, len(prepared.partitions))
                 yield from run_on_ray(prepared.partitions, actors, on_task=lambda task: bar.update(len(task.images)))
 
 

@@ -254,8 +254,8 @@ TABLES = {
     "descriptors": (descriptors, {}),
     "results": (results, FACTS),
     "geotags": (geotags, FACTS),
-    "metrics": (metrics, FACTS | {"radius_m": 25.0, "without_positive": 1}),
-    "coverage": (coverage, {"photos": 3}),
+    "metrics": (metrics, FACTS | {"radius_m": 25.0}),
+    "coverage": (coverage, {}),
 }
 """Rows and file facts, by kind."""
 

@@ -47,6 +47,7 @@ def prepare(storage: Storage, *numbers: int, mode: Mode = "build") -> Prepared:
         encoder=encoder,
         catalog=catalog,
         partitions=partitions,
+        notes=[],
         plan=make_plan(catalog, len(fresh), [len(fresh)], encoder, mode=mode, workers=1),
     )
 

