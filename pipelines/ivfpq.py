@@ -40,7 +40,7 @@ class IndexConfig:
     """Photos in one shard, at most. At 64 bytes: 17 MB of codes and 2 MB of ids."""
 
     retrain_growth: float = 4.0
-    """Train again once a map has grown beyond this many times the photos that its quantizer has seen."""
+    """Train again once a map has grown beyond this many times the photos it had when its quantizer was trained."""
 
     seed: int = 20_260
     """Of the k-means starts."""

@@ -11,4 +11,3 @@ COVERAGE: Final = pa.schema(
         pa.field("lon_deg", pa.float64(), nullable=False),
     ]
 )
-"""File facts (metadata entry `folio`): photos, the number before thinning."""

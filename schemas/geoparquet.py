@@ -64,7 +64,7 @@ def read_metadata(schema: pa.Schema, kind: str, *, where: str) -> dict[str, Json
             f"{where}: expected a Folio table of kind {kind}, found {entry.get('kind', 'no Folio metadata')}. "
             "Nothing was changed. Check the path."
         )
-    require_readable(kind, int(entry["version"]), where=where)
+    require_readable(kind, int(entry.get("version", 0)), where=where)
     return dict(entry)
 
 

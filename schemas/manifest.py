@@ -81,12 +81,16 @@ class ShardEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class IndexEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How to search this version."""
 
+    quantizer_format: int = FORMATS["quantizer"]
+    shard_format: int = FORMATS["shard"]
     kind: str
     """`ivfpq`, or `flat` (exact, uncompressed) for maps too small to train a quantizer."""
     index_id: str
     seed: int
     trained_on: int
     """Photos the quantizer was trained on; 0 for flat."""
+    trained_for: int
+    """Photos the map had then; 0 for flat."""
     parameters: dict[str, Any]
     quantizer: ObjectRef | None
     """FAISS file: the linear map in front and an empty IVF-PQ index. None for flat."""

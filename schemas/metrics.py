@@ -14,4 +14,4 @@ METRICS: Final = pa.schema(
         pa.field("queries", pa.int64(), nullable=False),  # how many the number is over
     ]
 )
-"""File facts (metadata entry `folio`): radius_m, map_version, model, trained, without_positive."""
+"""File facts (metadata entry `folio`): radius_m, map_version, model, trained, grid_side, mode."""

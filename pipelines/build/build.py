@@ -243,14 +243,16 @@ def publish_version(prepared: Prepared, lost: list[Partition]) -> Published:
         CommitError: nothing was published, or it is unknown whether it was.
     """
     request, storage = prepared.request, prepared.storage
-    stored = read_stored(storage, prepared.encoder.fingerprint)
-    rejects = _collect_rejects(prepared, stored, lost)
+    rejects = _collect_rejects(prepared, read_stored(storage, prepared.encoder.fingerprint), lost)
     where = f"{layout.run_folder(prepared.plan.run_id)}/{layout.REJECTS}"
     write_table(storage, where, rejects, kind="rejects")
     reasons = dict(Counter(rejects["reason"].to_pylist()).most_common())
     wanted = set(prepared.catalog.images["photo_key"].to_pylist())
 
     def make(head: Manifest | None) -> Manifest | None:
+        if head:
+            _require_model(request, prepared.encoder, head)  # again: another run may have published since
+        stored = read_stored(storage, prepared.encoder.fingerprint)
         same = head if head is not None and head.model.fingerprint == prepared.encoder.fingerprint else None
         if request.mode == "backfill":
             selection = select_added(stored, same, wanted)
@@ -265,6 +267,7 @@ def publish_version(prepared: Prepared, lost: list[Partition]) -> Published:
         return None if head is not None and head.content_id == draft.content_id else draft
 
     manifest = publish(storage, make)
+    stored = read_stored(storage, prepared.encoder.fingerprint)
     before = live_keys(prepared.head, stored) if prepared.head else set()
     return Published(
         manifest=manifest,
@@ -315,14 +318,18 @@ def _require_a_position(request: BuildRequest, catalog: Catalog) -> None:
 def _open_network(request: BuildRequest, head: Manifest | None) -> Encoder:
     recipe = request.recipe or (head.model.recipe if head else DEFAULT_RECIPE)
     encoder = load_encoder(recipe, weights=Path(request.weights) if request.weights else None, device=request.device)
-    if head and not request.replace_model:
-        remedy = (
-            "Build another map, or give the network the map was made with."
-            if request.mode == "backfill"
-            else "To encode every photo again with the new one: --replace-model"
-        )
-        require_same_model(encoder, head.model, map_url=request.map_url, remedy=remedy)
+    if head:
+        _require_model(request, encoder, head)
     return encoder
+
+
+def _require_model(request: BuildRequest, encoder: Encoder, head: Manifest) -> None:
+    if request.mode == "backfill":
+        remedy = "Build another map, or give the network the map was made with."
+    else:
+        remedy = "To encode every photo again with the new one: --replace-model"
+    if not request.replace_model:
+        require_same_model(encoder, head.model, map_url=request.map_url, remedy=remedy)
 
 
 def _run(prepared: Prepared, job: EncodeJob, settings: Settings) -> Iterator[Outcome[Partition, Receipt]]:

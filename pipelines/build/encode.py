@@ -95,7 +95,7 @@ def encode_partition(
             writer.append(LocalFeatures(features=photo.features, patch=photo.patch, reliability=photo.reliability))
             kept.append(row)
         on_photo()
-    images = partition.images.take(kept)
+    images = partition.images.take(pa.array(kept, pa.int64()))
     objects = [
         write_table(storage, f"{folder}/{layout.IMAGES}", images, kind="images"),
         write_table(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from infra.storage import Storage
-from infra.tables import put_object, read_descriptors
+from infra.tables import get_object, put_object, read_descriptors
 from pipelines import ivfpq
 from pipelines.build.membership import Selection, StoredSegment, live_rows, segment_object
 from pipelines.catalog.hilbert import hilbert_position
@@ -58,7 +58,7 @@ def build_index(
     if not extend:
         kept = [shard for shard in kept if shard.segments in groups]
     missing = [group for group in groups if group not in [shard.segments for shard in kept]]
-    quantizer = storage.get(index.quantizer.path) if index.quantizer and missing else None
+    quantizer = get_object(storage, index.quantizer) if index.quantizer and missing else None
     folder = layout.index_folder(index.index_id, uuid4().hex[:12])
     made = [
         _write_shard(storage, stored, selection, group, quantizer, descriptor_dim, f"{folder}/shard-{number:05d}.faiss")
@@ -70,7 +70,7 @@ def build_index(
 def _fits(index: IndexEntry, parameters: IvfPqParameters | None, photos: int, config: IndexConfig) -> bool:
     if index.kind == "flat" or parameters is None:
         return (index.kind == "flat") == (parameters is None)
-    return photos <= config.retrain_growth * index.trained_on
+    return photos <= config.retrain_growth * index.trained_for
 
 
 def _still_true(shard: ShardEntry, head: Manifest, selection: Selection) -> bool:
@@ -88,7 +88,14 @@ def _train(
     if parameters is None:
         index_id = _name([fingerprint, "flat"])
         return IndexEntry(
-            kind="flat", index_id=index_id, seed=config.seed, trained_on=0, parameters={}, quantizer=None, shards=[]
+            kind="flat",
+            index_id=index_id,
+            seed=config.seed,
+            trained_on=0,
+            trained_for=0,
+            parameters={},
+            quantizer=None,
+            shards=[],
         )
     sample = _sample(stored, selection, config.train_photos)
     index_id = _name([fingerprint, parameters.to_json(), config.seed, [image_id for image_id, _, _ in sample]])
@@ -99,6 +106,7 @@ def _train(
         index_id=index_id,
         seed=config.seed,
         trained_on=len(sample),
+        trained_for=sum(int(live.sum()) for live in selection.values()),
         parameters=parameters.to_json(),
         quantizer=put_object(storage, path, quantizer),
         shards=[],

@@ -99,9 +99,7 @@ def _claim(stored: Mapping[str, StoredSegment], start: Selection, wants: Callabl
     selection = dict(start)
     claimed: set[str] = set()
     for segment, content in stored.items():
-        if segment in start:
-            continue
-        live = np.zeros(content.receipt.rows, bool)
+        live = start[segment].copy() if segment in start else np.zeros(content.receipt.rows, bool)
         for row, (key, name) in enumerate(zip(content.photo_keys, content.image_ids, strict=True)):
             if name not in claimed and wants(key, name):
                 live[row] = True

@@ -17,7 +17,9 @@ def to_geojson(geotags: pa.Table, facts: dict[str, Any]) -> bytes:
         facts: map version and network, kept as a member beside the features.
     """
     features = [_feature(row) for row in geotags.drop_columns(["geometry", "bbox"]).to_pylist()]
-    return json.dumps({"type": "FeatureCollection", "folio": facts, "features": features}, ensure_ascii=False).encode()
+    return json.dumps(
+        {"type": "FeatureCollection", "folio": facts, "features": features}, ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def _feature(row: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from schemas import layout
 from schemas.errors import DamagedError
 from schemas.local_features import LocalFeatures
 from schemas.manifest import Manifest, Receipt, SegmentEntry, decode_receipt
+from schemas.versions import require_readable
 
 POSITION_COLUMNS: Final = ["image_id", "uri", "root", "lat_deg", "lon_deg"]
 
@@ -62,6 +63,7 @@ class OpenedMap:
 
     Raises:
         DamagedError: a shard or the quantizer is not what the manifest says.
+        FormatError: they are in a format this Folio does not read.
     """
 
     def __init__(self, storage: Storage, manifest: Manifest) -> None:
@@ -72,6 +74,8 @@ class OpenedMap:
         self._descriptors = _PhotoCache(lambda segment, rows: list(self.segment(segment).descriptors.read(rows)))
         self._features = _PhotoCache(lambda segment, rows: self.segment(segment).local_features.read(rows))
         index = manifest.index
+        require_readable("quantizer", index.quantizer_format, where=storage.url)
+        require_readable("shard", index.shard_format, where=storage.url)
         self._searcher = ShardSearcher(
             get_object(storage, index.quantizer) if index.quantizer else None,
             index.parameters.get("nprobe", 1),

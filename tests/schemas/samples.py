@@ -167,6 +167,7 @@ def manifest() -> Manifest:
             index_id="89abcdef0123456789abcdef",
             seed=7,
             trained_on=256,
+            trained_for=256,
             parameters=PARAMETERS.to_json(),
             quantizer=ObjectRef(path="indexes/89abcdef0123456789abcdef/a/quantizer.faiss", size_bytes=9, sha256="ef"),
             shards=[

@@ -14,7 +14,7 @@ from schemas.geoparquet import point_columns
 from schemas.manifest import IndexEntry, Manifest, ModelEntry, Producer, Receipt, SegmentEntry
 
 FINGERPRINT = "f00d"
-NO_INDEX = IndexEntry(kind="flat", index_id="", seed=0, trained_on=0, parameters={}, quantizer=None, shards=[])
+NO_INDEX = IndexEntry(kind="flat", index_id="", seed=0, trained_on=0, trained_for=0, parameters={}, quantizer=None, shards=[])
 
 
 def segment(name: str, photos: dict[str, str], rejected: list[str] | None = None) -> StoredSegment:

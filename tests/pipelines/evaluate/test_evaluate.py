@@ -218,7 +218,7 @@ def test_the_metrics_carry_the_facts_that_their_schema_promises(folder: Storage)
     _, facts = read_table_facts(folder, "metrics.parquet", kind="metrics")
 
     assert facts["radius_m"] == 25.0
-    assert {"map_version", "model", "trained", "without_positive"} <= set(facts)
+    assert {"map_version", "model", "trained", "radius_m"} <= set(facts)
 
 
 def test_numbers_of_another_verb_are_added_and_the_facts_kept(folder: Storage):

@@ -91,7 +91,6 @@ def test_the_geotags_are_written_last_so_that_a_folder_with_them_is_complete(ans
     [
         ("results", {"map_version", "model", "trained", "grid_side", "mode"}),
         ("geotags", {"map_version", "model", "trained"}),
-        ("coverage", {"photos"}),
     ],
 )
 def test_each_table_carries_the_facts_that_its_schema_promises(answers: Answers, folder: Storage, kind: str, promised: set[str]):

@@ -66,7 +66,7 @@ def write_results_folder(
         "queries": (queries(folder, cases), "images", {}),
         "results": (results(folder, cases), "results", facts),
         "geotags": (geotags(folder, cases), "geotags", facts),
-        "metrics": (metrics(), "metrics", facts | {"radius_m": 25.0, "without_positive": 0}),
+        "metrics": (metrics(), "metrics", facts | {"radius_m": 25.0}),
         "rejects": (rejects(), "rejects", {}),
         "coverage": (coverage(), "coverage", {"photos": 3}),
     }
