@@ -295,10 +295,14 @@ def models(as_json: bool) -> None:
 @click.option("--seed", default=1, show_default=True, metavar="N", help="Another number makes another town.")
 def sample_city(directory: str, seed: int) -> None:
     """Make the photos of a small town that does not exist: DIR/database to build a map from, DIR/queries to look up."""
-    from pipelines.catalog.sample_city.photos import write_sample_city
+    from infra.observability import progress
+    from pipelines.catalog.sample_city.photos import plan_sample_city, write_photos
 
-    city = write_sample_city(Path(directory), seed=seed)
-    click.echo(f"{directory}: {city.database} database photos, {city.queries} query photos")
+    city = plan_sample_city(seed=seed)
+    photos = len(city.database) + len(city.queries)
+    for _ in progress(write_photos(city, Path(directory)), total=photos, unit="photo", description="sample city"):
+        pass
+    click.echo(f"{directory}: {len(city.database)} database photos, {len(city.queries)} query photos")
 
 
 @main.command(cls=_Command, epilog="folio demo out/demo")

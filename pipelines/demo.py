@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from infra.observability import progress
 from infra.settings import Settings
 from infra.storage import open_storage
 from pipelines.build.build import BuildRequest, BuildSummary, run_build
-from pipelines.catalog.sample_city.photos import write_sample_city
+from pipelines.catalog.sample_city.photos import plan_sample_city, write_photos
 from pipelines.evaluate.evaluate import add_metrics, metric_row, run_evaluation
 from pipelines.evaluate.summary import EvaluationSummary
 from pipelines.geotag.geotag import GeotagRequest, run_geotag
@@ -24,8 +25,11 @@ def run_demo(directory: Path, settings: Settings) -> Iterator[str]:
         Lines for a person, as the steps finish.
     """
     photos = directory / "photos"
-    city = write_sample_city(photos)
-    yield f"sample city: {city.database} photos for the map, {city.queries} query photos, in {photos}"
+    city = plan_sample_city()
+    database, queries = len(city.database), len(city.queries)
+    for _ in progress(write_photos(city, photos), total=database + queries, unit="photo", description="sample city"):
+        pass
+    yield f"sample city: {database} photos for the map, {queries} query photos, in {photos}"
     built = run_build(BuildRequest(map_url=str(directory / "map"), photos=(str(photos / "database"),)), settings)
     yield from built.lines()[:-1]
     request = GeotagRequest(map_url=str(directory / "map"), photos=(str(photos / "queries"),), out=str(directory))

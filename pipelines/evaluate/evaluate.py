@@ -54,7 +54,7 @@ def run_evaluation(directory: str, *, radius_m: float, settings: Settings) -> pa
             f"{directory}: none of {len(queries)} query photos has a known position, and an evaluation needs the truth. "
             "No metrics were written. Give photos with GPS, or a table with lat_deg and lon_deg."
         )
-    rows = [*_recall_rows(known, results, radius_m), *_error_rows(geotags)]
+    rows = [*_recall_rows(known, results, radius_m), *_first_candidate_rows(known, results), *_error_rows(geotags)]
     metrics = pa.Table.from_pylist(rows, METRICS)
     write_table(storage, "metrics.parquet", metrics, kind="metrics", facts={**facts, "radius_m": radius_m})
     return metrics
@@ -87,6 +87,20 @@ def _recall_rows(queries: pa.Table, results: pa.Table, radius_m: float) -> Itera
     for stage, hits in (("global", ranked.by_descriptor), ("reranked", ranked.reranked)):
         for k, value in zip(RECALL_AT, recall_at(hits, RECALL_AT).tolist(), strict=True):
             yield metric_row("recall", stage, value, "fraction", len(queries), at=k)
+
+
+def _first_candidate_rows(queries: pa.Table, results: pa.Table) -> Iterator[dict[str, Any]]:
+    """How far the first candidate stands from where each query was taken: defined for every query, answered or not."""
+    first = results.filter(pc.equal(results["rank"], 1)).select(["query_id", "lat_deg", "lon_deg"])
+    truth = queries.select(["image_id", "lat_deg", "lon_deg"]).rename_columns(["query_id", "true_lat_deg", "true_lon_deg"])
+    both = first.join(truth, keys="query_id", join_type="inner")
+    lat_deg, lon_deg, true_lat_deg, true_lon_deg = (
+        both[name].to_numpy() for name in ("lat_deg", "lon_deg", "true_lat_deg", "true_lon_deg")
+    )
+    errors = distances_m(lat_deg, lon_deg, true_lat_deg, true_lon_deg)
+    for percentile in PERCENTILES:
+        value = float(np.percentile(errors, percentile))
+        yield metric_row("position_error", "reranked", value, "m", len(errors), at=percentile)
 
 
 def _error_rows(geotags: pa.Table) -> Iterator[dict[str, Any]]:

@@ -22,6 +22,8 @@ class EvaluationSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the queries that got a position."""
     position_error_m: dict[int, float]
     """By percentile of the answered queries; empty when none was answered."""
+    first_candidate_error_m: dict[int, float]
+    """By percentile of all queries: how far the first candidate stands from where the query was taken."""
     within_expected_error: float | None
     photos_per_second: float
     recipe: str
@@ -41,6 +43,7 @@ class EvaluationSummary(msgspec.Struct, frozen=True, kw_only=True):
             recall_reranked={k: values["recall", "reranked", float(k)]["value"] for k in RECALL_AT},
             answered=values["answered", "geotag", None]["value"],
             position_error_m={p: row["value"] for p, row in errors.items() if row},
+            first_candidate_error_m={p: values["position_error", "reranked", float(p)]["value"] for p in PERCENTILES},
             within_expected_error=within["value"] if within else None,
             photos_per_second=geotagged.photos_per_second,
             recipe=geotagged.recipe,
@@ -54,9 +57,9 @@ class EvaluationSummary(msgspec.Struct, frozen=True, kw_only=True):
             f"global     {_recalls(self.recall_global)}",
             f"re-ranked  {_recalls(self.recall_reranked)}",
         ]
+        lines.append(f"position error of the first candidate: {_errors(self.first_candidate_error_m)}")
         if self.position_error_m:
-            errors = ", ".join(f"{p} %: {error:.1f} m" for p, error in self.position_error_m.items())
-            lines.append(f"answered {self.answered:.1%}; position error of {errors}")
+            lines.append(f"answered {self.answered:.1%}; position error of the answers: {_errors(self.position_error_m)}")
         else:
             lines.append("answered 0.0%: every photo is below the threshold")
         if self.within_expected_error is not None:
@@ -65,6 +68,11 @@ class EvaluationSummary(msgspec.Struct, frozen=True, kw_only=True):
         if not self.trained:
             lines.append(untrained_note(self.recipe))
         return lines
+
+
+def _errors(errors: dict[int, float]) -> str:
+    median = f"median {errors[50]:.1f} m"
+    return ", ".join([median, *(f"{p} % below {error:.1f} m" for p, error in errors.items() if p != 50)])
 
 
 def _recalls(recall: dict[int, Any]) -> str:

@@ -186,7 +186,7 @@ def test_when_nothing_was_answered_there_are_no_errors_to_report(folder: Storage
     found = evaluated(folder)
 
     assert found["answered", "geotag", None]["value"] == 0
-    assert not [key for key in found if key[0] in ("position_error", "within_expected_error")]
+    assert not [key for key in found if key[:2] in (("position_error", "geotag"), ("within_expected_error", "geotag"))]
 
 
 def test_queries_whose_position_is_not_known_are_left_out_of_the_recall(folder: Storage):
@@ -232,3 +232,11 @@ def test_numbers_of_another_verb_are_added_and_the_facts_kept(folder: Storage):
         {"metric": "photos_per_second", "stage": "query", "at": None, "value": 12.5, "unit": "photos/s", "queries": 5}
     ]
     assert facts["radius_m"] == 25.0
+
+
+def test_the_first_candidate_of_every_query_has_an_error_answered_or_not(folder: Storage):
+    """First candidates lie 10, 10, 500 and 500 m off; the query without candidates has none."""
+    row = evaluated(folder)["position_error", "reranked", 50.0]
+
+    assert row["queries"] == 4
+    assert row["value"] == pytest.approx(255.0, abs=1e-3)
