@@ -33,7 +33,7 @@ DRAFT = Manifest(
     producer=Producer(name="folio-vpr", version="0.1.0", python="3.11"),
     model=ModelEntry(recipe="tiny", fingerprint="f", trained=False, settings={}),
     segments=[],
-    index=IndexEntry(kind="flat", index_id="i", seed=0, trained_on=0, parameters={}, quantizer=None, shards=[]),
+    index=IndexEntry(kind="flat", index_id="i", seed=0, trained_on=0, trained_for=0, parameters={}, quantizer=None, shards=[]),
     statistics={"photos": []},
     configuration={},
 )
