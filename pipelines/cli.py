@@ -17,8 +17,12 @@ from schemas.errors import FolioError
 
 REJECTED_EXIT: Final = 3
 
-QUIET_PREFECT: Final = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-"""Read by Prefect on import: no usage reports to anybody."""
+PREFECT_ENVIRONMENT: Final = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+"""Read by Prefect on import: no usage reports to anybody, and more than its 20 s for a slow machine to start its own server."""
 
 
 class _Command(click.Command):
@@ -168,7 +172,7 @@ def geotag(out: str, strict: bool, as_json: bool, prefect: bool, **options: Any)
     settings = _settings()
     request = GeotagRequest(out=out, **options)
     if prefect or settings.prefect_api_url:
-        with changed_environment(QUIET_PREFECT):
+        with changed_environment(PREFECT_ENVIRONMENT):
             from pipelines.geotag.flow import run_as_flow
 
             summary = run_as_flow(request)
@@ -330,7 +334,7 @@ def _build(*, as_json: bool, strict: bool, plan_only: bool, prefect: bool, **opt
             _print_lines(prepared.plan.lines(speed))
         return
     if prefect or settings.prefect_api_url:
-        with changed_environment(QUIET_PREFECT):
+        with changed_environment(PREFECT_ENVIRONMENT):
             from pipelines.build.flow import run_as_flow
 
             summary = run_as_flow(request)

@@ -8,7 +8,7 @@ from prefect import flow
 from infra.observability import Stopwatch
 from infra.settings import Settings
 from pipelines.build.build import BuildRequest, BuildSummary, encode, prepare, publish_version, summarise
-from pipelines.engine.flow import show, stage
+from pipelines.engine.flow import require_server, show, stage
 
 
 @flow(name="build", persist_result=False)
@@ -32,6 +32,7 @@ def backfill_flow(request: dict[str, Any]) -> dict[str, Any]:
 
 def run_as_flow(request: BuildRequest) -> BuildSummary:
     """Run the flow here, known to the Prefect server that is configured; Prefect starts one for the run if none is."""
+    require_server()
     run = backfill_flow if request.mode == "backfill" else build_flow
     return msgspec.convert(run(msgspec.to_builtins(request)), BuildSummary)
 

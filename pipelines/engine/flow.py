@@ -11,15 +11,31 @@ import msgspec
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
-from schemas.errors import StorageError
+from schemas.errors import StorageError, WorkError
 
 STORE_RETRIES: Final = 2
 """Of a stage that failed because a store did not answer; other errors would only fail again."""
 
 R = TypeVar("R")
+
+
+def require_server() -> None:
+    """Make sure that Prefect's server answers before anything is started; Prefect starts one of its own if none is configured.
+
+    Raises:
+        WorkError: it does not.
+    """
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+        if problem:
+            raise WorkError(
+                f"Prefect at {client.api_url}: {problem}. Nothing was started. Start the server (prefect server start) or unset "
+                "PREFECT_API_URL to run without it."
+            )
 
 
 def stage(name: str, work: Callable[[], R]) -> R:

@@ -6,7 +6,7 @@ import msgspec
 from prefect import flow
 
 from infra.settings import Settings
-from pipelines.engine.flow import show, stage
+from pipelines.engine.flow import require_server, show, stage
 from pipelines.geotag.geotag import GeotagRequest, GeotagSummary, run_geotag
 
 
@@ -29,4 +29,5 @@ def geotag_flow(request: dict[str, Any]) -> dict[str, Any]:
 
 def run_as_flow(request: GeotagRequest) -> GeotagSummary:
     """Run the flow here, known to the Prefect server that is configured; Prefect starts one for the run if none is."""
+    require_server()
     return msgspec.convert(geotag_flow(msgspec.to_builtins(request)), GeotagSummary)

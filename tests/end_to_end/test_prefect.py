@@ -85,3 +85,13 @@ def test_what_stops_a_flow_is_still_one_line(
     assert ran.code == 1
     assert "nowhere" in ran.err.strip().splitlines()[-1]
     assert not (tmp_path / "map").exists()
+
+
+def test_a_server_that_does_not_answer_is_said_in_one_line(folio_process: Callable[..., Ran], tmp_path: Path) -> None:
+    nobody = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path / "home"), "DO_NOT_TRACK": "1"}
+
+    ran = folio_process("build", tmp_path / "map", tmp_path, env=nobody)
+
+    assert ran.code == 1
+    assert "Prefect at http://127.0.0.1:9/api" in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
