@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,6 +187,21 @@ def test_bad_photos_are_set_aside_and_the_good_ones_are_not_affected(city: City,
         for place in ("clean", "map")
     )
     assert clean == mixed
+
+
+def test_the_readme_opens_a_map_without_our_code(city: City) -> None:
+    """In a process of its own, where no part of Folio is imported: the photo is found by its own descriptor."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert snippet
+    program = snippet[1].replace("lund.map", str(city.map)) + (
+        "first_id = next(m['first_id'] for m in shard['segments'] if m['segment_id'] == segment['segment_id'])\n"
+        "print(len(images) == len(descriptors) == local['features'].shape[0], first_id in ids[0])\n"
+    )
+
+    ran = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
+
+    assert ran.stdout.split() == ["True", "True"], ran.stderr
 
 
 def test_the_map_opens_without_our_code(city: City) -> None:
