@@ -320,8 +320,9 @@ def demo(directory: str) -> None:
 
 
 def _build(*, as_json: bool, strict: bool, plan_only: bool, prefect: bool, **options: Any) -> None:
-    from pipelines.build.build import BuildRequest, prepare, run_build
+    from pipelines.build.build import prepare, run_build
     from pipelines.build.plan import measure_speed
+    from pipelines.build.request import BuildRequest
 
     settings = _settings()
     request = BuildRequest(**options)

@@ -6,7 +6,8 @@ from pathlib import Path
 from infra.observability import progress
 from infra.settings import Settings
 from infra.storage import open_storage
-from pipelines.build.build import BuildRequest, BuildSummary, run_build
+from pipelines.build.build import run_build
+from pipelines.build.request import BuildRequest, BuildSummary
 from pipelines.catalog.sample_city.photos import plan_sample_city, write_photos
 from pipelines.evaluate.evaluate import add_metrics, metric_row, run_evaluation
 from pipelines.evaluate.summary import EvaluationSummary

@@ -7,7 +7,9 @@ from prefect import flow
 
 from infra.observability import Stopwatch
 from infra.settings import Settings
-from pipelines.build.build import BuildRequest, BuildSummary, encode, prepare, publish_version, summarise
+from pipelines.build.build import encode, prepare
+from pipelines.build.publishing import publish_version, summarise
+from pipelines.build.request import BuildRequest, BuildSummary
 from pipelines.engine.flow import require_server, show, stage
 
 

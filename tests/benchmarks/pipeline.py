@@ -13,7 +13,8 @@ import numpy as np
 
 from fol_model.inference import open_encoder
 from infra.settings import Settings
-from pipelines.build.build import BuildRequest, run_build
+from pipelines.build.build import run_build
+from pipelines.build.request import BuildRequest
 from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sample_city.photos import write_sample_city

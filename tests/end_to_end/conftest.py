@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from infra.settings import Settings
-from pipelines.build.build import BuildRequest, BuildSummary, run_build
+from pipelines.build.build import run_build
+from pipelines.build.request import BuildRequest, BuildSummary
 from pipelines.catalog.sample_city.photos import write_sample_city
 from pipelines.cli import main
 

@@ -16,8 +16,9 @@ import pytest
 from infra.commits import read_head
 from infra.settings import Settings
 from infra.storage import open_storage
-from pipelines.build.build import BuildRequest, run_build
+from pipelines.build.build import run_build
 from pipelines.build.membership import live_rows
+from pipelines.build.request import BuildRequest
 from pipelines.engine.partition import PartitionConfig
 from pipelines.evaluate.evaluate import run_evaluation
 from pipelines.geotag.geotag import GeotagRequest, run_geotag

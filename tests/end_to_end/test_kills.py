@@ -14,7 +14,8 @@ import pytest
 from infra.commits import list_versions, read_receipts
 from infra.settings import Settings
 from infra.storage import open_storage
-from pipelines.build.build import BuildRequest, run_build
+from pipelines.build.build import run_build
+from pipelines.build.request import BuildRequest
 from pipelines.maintain.maintain import verify
 from tests.end_to_end.conftest import City
 

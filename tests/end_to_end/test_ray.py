@@ -9,7 +9,8 @@ from pathlib import Path
 from infra.commits import read_receipts
 from infra.settings import Settings
 from infra.storage import open_storage
-from pipelines.build.build import BuildRequest, run_build
+from pipelines.build.build import run_build
+from pipelines.build.request import BuildRequest
 from pipelines.engine.partition import PartitionConfig
 from tests.end_to_end.conftest import City
 

@@ -10,10 +10,11 @@ from infra.commits import list_versions, read_head
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import read_table
-from pipelines.build.build import BuildRequest, Mode, Prepared, Published, publish_version
 from pipelines.build.encode import encode_partition
 from pipelines.build.membership import live_keys, read_stored
 from pipelines.build.plan import make_plan
+from pipelines.build.publishing import publish_version
+from pipelines.build.request import BuildRequest, Mode, Prepared, Published
 from pipelines.catalog.sources import Catalog
 from schemas.errors import CatalogError
 from schemas.rejects import REJECTS

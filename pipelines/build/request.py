@@ -1,0 +1,119 @@
+"""What a user asks of a build, what its stages hand to one another, and what it says in the end."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from fol_model.inference import Encoder
+from infra.storage import Storage
+from pipelines.build.plan import BuildPlan
+from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.sources import Catalog
+from pipelines.engine.model import untrained_note
+from pipelines.engine.partition import Partition, PartitionConfig
+from pipelines.ivfpq import IndexConfig
+from schemas.manifest import Manifest
+
+Mode = Literal["build", "backfill"]
+
+
+DEFAULT_RECIPE = "tiny"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildRequest:
+    """What a user asks for."""
+
+    map_url: str
+    photos: tuple[str, ...]
+    mode: Mode = "build"
+    recipe: str | None = None
+    """None: the map's own, or `DEFAULT_RECIPE` for a new map."""
+    weights: str | None = None
+    """A safetensors file; None: the recipe's seeded weights."""
+    replace_model: bool = False
+    """Encode all photos again when the network is not the map's."""
+    utm_zone: str | None = None
+    workers: Literal["here", "ray"] = "here"
+    device: str = "auto"
+    single_writer: bool = False
+    """Publish to a store that does not honour create-if-absent."""
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    limits: PhotoLimits = field(default_factory=PhotoLimits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What the stages after `prepare` work from."""
+
+    request: BuildRequest
+    storage: Storage
+    head: Manifest | None
+    encoder: Encoder
+    catalog: Catalog
+    partitions: list[Partition]
+    plan: BuildPlan
+    notes: list[str]
+    """For the user: how the photos were understood."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """What the last stage gives to the summary."""
+
+    manifest: Manifest
+    encoded: int
+    dropped: int
+    rejected: dict[str, int]
+    rejects: str
+
+
+class BuildSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a build did. `folio build --json` prints it."""
+
+    map: str
+    version: int
+    published: bool
+    """False: the map already was what was asked for."""
+    photos: int
+    """In the map now."""
+    encoded: int
+    known: int
+    dropped: int
+    """In the version before, not in this one; a photo that has changed counts here and as encoded."""
+    rejected: dict[str, int]
+    rejects: str
+    """Where the table of rejects lies."""
+    segments: int
+    shards: int
+    bytes_per_photo: float
+    encode_photos_per_second: float
+    seconds: dict[str, float]
+    recipe: str
+    trained: bool
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """Say it to a person."""
+        rate = f", {self.encode_photos_per_second:.1f} photos/s" if self.encoded else ""
+        lines = [
+            *(f"note: {note}" for note in self.notes),
+            f"{self.encoded:,} photos encoded{rate}; {self.known:,} were known, {self.dropped:,} dropped",
+        ]
+        if self.rejected:
+            lines.append(f"{sum(self.rejected.values()):,} rejected ({in_words(self.rejected)}), see {self.rejects}")
+        state = "published" if self.published else "unchanged, nothing published"
+        lines.append(
+            f"{self.map}: version {self.version} {state}, {self.photos:,} photos in {self.segments:,} segments and "
+            f"{self.shards:,} shards, {self.bytes_per_photo:,.0f} bytes/photo"
+        )
+        if not self.trained:
+            lines.append(untrained_note(self.recipe))
+        return lines
+
+
+def in_words(reasons: dict[str, int]) -> str:
+    """Say counts by reason in one phrase."""
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
