@@ -64,7 +64,6 @@ def prepare(request: BuildRequest, settings: Settings) -> Prepared:
         utm_zone=request.utm_zone,
         needs_position=True,
         limits=request.limits,
-        show_progress=True,
     )
     _require_a_position(request, catalog)
     stored = read_stored(storage, encoder.fingerprint)

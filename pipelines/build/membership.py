@@ -6,6 +6,7 @@ it lies, also when the run that encoded it was killed before it could publish.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,11 +32,19 @@ class StoredSegment:
     """Photos that were tried and cannot be used; they are not tried again."""
 
 
-def read_stored(storage: Storage, model_fingerprint: str) -> dict[str, StoredSegment]:
-    """Read what has been encoded with a network, by segment id, in its order."""
+def read_stored(
+    storage: Storage, model_fingerprint: str, *, known: Mapping[str, StoredSegment] = MappingProxyType({})
+) -> dict[str, StoredSegment]:
+    """Read what has been encoded with a network, by segment id, in its order.
+
+    Args:
+        storage: of the map.
+        model_fingerprint: of the network.
+        known: what an earlier call returned; a finished segment never changes, so only others are read.
+    """
     receipts = read_receipts(storage)
     return {
-        name: _read_segment(storage, receipts[name])
+        name: known.get(name) or _read_segment(storage, receipts[name])
         for name in sorted(receipts)
         if receipts[name].model_fingerprint == model_fingerprint
     }

@@ -44,7 +44,8 @@ def publish_version(prepared: Prepared, lost: list[Partition]) -> Published:
         CommitError: nothing was published, or it is unknown whether it was.
     """
     request, storage = prepared.request, prepared.storage
-    rejects = _collect_rejects(prepared, read_stored(storage, prepared.encoder.fingerprint), lost)
+    encoded = read_stored(storage, prepared.encoder.fingerprint)
+    rejects = _collect_rejects(prepared, encoded, lost)
     where = f"{layout.run_folder(prepared.plan.run_id)}/{layout.REJECTS}"
     write_table(storage, where, rejects, kind="rejects")
     reasons = dict(Counter(rejects["reason"].to_pylist()).most_common())
@@ -53,7 +54,7 @@ def publish_version(prepared: Prepared, lost: list[Partition]) -> Published:
     def make(head: Manifest | None) -> Manifest | None:
         if head:
             require_model(request, prepared.encoder, head)  # again: another run may have published since
-        stored = read_stored(storage, prepared.encoder.fingerprint)
+        stored = read_stored(storage, prepared.encoder.fingerprint, known=encoded)  # and what that run has encoded
         same = head if head is not None and head.model.fingerprint == prepared.encoder.fingerprint else None
         if request.mode == "backfill":
             selection = select_added(stored, same, wanted)
@@ -68,7 +69,7 @@ def publish_version(prepared: Prepared, lost: list[Partition]) -> Published:
         return None if head is not None and head.content_id == draft.content_id else draft
 
     manifest = publish(storage, make)
-    stored = read_stored(storage, prepared.encoder.fingerprint)
+    stored = read_stored(storage, prepared.encoder.fingerprint, known=encoded)
     before = live_keys(prepared.head, stored) if prepared.head else set()
     return Published(
         manifest=manifest,

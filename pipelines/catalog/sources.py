@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
+from infra.observability import progress_bar
 from infra.settings import Settings
 from infra.storage import Storage
 from pipelines.catalog.claims import Claim
@@ -96,7 +96,6 @@ def list_photos(
     limits: PhotoLimits,
     needs_position: bool,
     utm_zone: str | None = None,
-    show_progress: bool = False,
 ) -> Catalog:
     """List the photos of folders, URLs, single photos and tables.
 
@@ -108,7 +107,6 @@ def list_photos(
         limits: what one photo may cost.
         needs_position: reject photos without a position. Else they are kept without one, as queries may be.
         utm_zone: for file names like `@east@north@.jpg`: a zone such as 33U, 33north or 56south.
-        show_progress: draw a bar, when someone is watching.
 
     Raises:
         CatalogError: a source is not there, empty or cannot be understood.
@@ -119,7 +117,7 @@ def list_photos(
     lister = Lister(storages=storages, utm_zone=zone, needs_position=needs_position)
     listed = list(_without_repeats(photo for source in sources for photo in lister.list(source)))
     examine = partial(_row_or_reject, storages=storages, limits=limits, needs_position=needs_position)
-    outcomes = list(_in_threads(examine, listed, settings.threads, show_progress=show_progress))
+    outcomes = list(_in_threads(examine, listed, settings.threads))
     images = _images_table([row for row, _ in outcomes if row])
     rejects = pa.Table.from_pylist([reject for _, reject in outcomes if reject], REJECTS)
     return Catalog(images=images, rejects=rejects, notes=[*lister.notes, *_disbelieved(listed, outcomes)])
@@ -141,13 +139,11 @@ def _without_repeats(listed: Iterable[Listed]) -> Iterator[Listed]:
             yield photo
 
 
-def _in_threads(
-    function: Callable[[Listed], Outcome], photos: Sequence[Listed], threads: int, *, show_progress: bool
-) -> Iterator[Outcome]:
+def _in_threads(function: Callable[[Listed], Outcome], photos: Sequence[Listed], threads: int) -> Iterator[Outcome]:
     """Apply a function to all photos, results in order, without queueing millions of calls at once."""
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="catalog") as pool,
-        tqdm(total=len(photos), unit="photo", desc="catalog", disable=None if show_progress else True) as bar,
+        progress_bar(len(photos), unit="photo", description="catalog") as bar,
     ):
         for start in range(0, len(photos), READ_AHEAD):
             for outcome in pool.map(function, photos[start : start + READ_AHEAD]):

@@ -15,6 +15,7 @@ from infra.arrays import LocalFeaturesReader
 from infra.commits import receipt_path
 from infra.storage import Storage
 from infra.tables import DescriptorReader, get_object, read_table
+from pipelines.build.membership import live_rows
 from pipelines.ivfpq import ShardSearcher
 from schemas import layout
 from schemas.errors import DamagedError
@@ -111,10 +112,8 @@ class OpenedMap:
         """List the live photos of the version: columns `POSITION_COLUMNS`."""
         parts = []
         for segment_id, entry in self._entries.items():
-            live = np.ones(entry.rows, bool)
-            for start, stop in entry.masked_rows:
-                live[start:stop] = False
-            parts.append(self.segment(segment_id).images.replace_schema_metadata(None).filter(pa.array(live)))
+            images = self.segment(segment_id).images.replace_schema_metadata(None)
+            parts.append(images.filter(pa.array(live_rows(entry))))
         return pa.concat_tables(parts)
 
     def _photo(self, shard: int, number: int) -> StoredPhoto:
