@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 python=${PYTHON:-python3}
-extras="${FAISS:-cpu},dev"
+extras="${FAISS:-cpu},train,dev"
 stamp=.venv/.folio-setup
 wanted=$(cat setup.sh pyproject.toml constraints.txt | cksum; echo "$extras ${TORCH_BACKEND:-} $PWD")
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
