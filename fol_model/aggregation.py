@@ -33,10 +33,14 @@ class Aggregation:
         return self.plan[:, :-1].mean(dim=1)
 
     @property
-    def reliability(self) -> Float[Tensor, "B N"]:
-        """A = min(1, M_a / perc90(M_a)) with M_a what a patch does not give to the dustbin; 0 to 1 (section 10.2)."""
-        kept = 1 - self.plan[:, -1]
-        return (kept / torch.quantile(kept, 0.9, dim=1, keepdim=True)).clamp(0, 1)
+    def mass(self) -> Float[Tensor, "B N"]:
+        """M_a: what each patch does not give to the dustbin, from 0 to 1."""
+        return 1 - self.plan[:, -1]
+
+    @property
+    def salience(self) -> Float[Tensor, "B N"]:
+        """A = min(1, M_a / perc90(M_a)): the winsorised mask, from 0 to 1 (section 10.2)."""
+        return (self.mass / torch.quantile(self.mass, 0.9, dim=1, keepdim=True)).clamp(0, 1)
 
 
 class Aggregator(nn.Module):
@@ -50,9 +54,13 @@ class Aggregator(nn.Module):
         self.cluster_features = _patch_mlp(C, hidden, recipe.cluster_dim)
         self.score = _patch_mlp(C, hidden, recipe.clusters)
 
-    def forward(self, features: BackboneFeatures) -> Aggregation:
-        """Make the descriptors; patches that the class token attends to are kept out of the dustbin."""
-        guide = self.guide(features.attention)
+    def forward(self, features: BackboneFeatures, guide: Float[Tensor, "B N"]) -> Aggregation:
+        """Make the descriptors.
+
+        Args:
+            features: of the backbone.
+            guide: what keeps a patch out of the dustbin, from 0 to 1: G, the class attention, or R, the reliability.
+        """
         plan = transport_plan(self.score(features.patches).flatten(2), 1 - guide)
         clusters = self.cluster_features(features.patches).flatten(2) @ plan[:, :-1].transpose(1, 2)  # (B, dim, m)
         clusters = functional.normalize(clusters, dim=1).flatten(1)

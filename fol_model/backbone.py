@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fol_model.config import BackboneConfig
+from fol_model.reliability import tapped_blocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,9 @@ class BackboneFeatures:
 
     attention: Float[Tensor, "B N"]
     """The last block's attention from the class token to each patch, summed over the heads (the paper says averaged)."""
+
+    taps: tuple[Float[Tensor, "B C g g"], ...]
+    """Raw patch tokens after a half, three quarters and all of the blocks, for the reliability branch."""
 
 
 class Backbone(nn.Module):
@@ -49,12 +53,14 @@ class Backbone(nn.Module):
         """Run every block."""
         g = images.shape[-1] // self.config.patch
         tokens = self.embed(images)
+        outputs = []
         for block in self.blocks:
             before, tokens = tokens, block(tokens)
+            outputs.append(tokens)
         attention = cast(_Block, self.blocks[-1]).class_attention(before)
         normed = self.norm(tokens)
-        patches = normed[:, 1:].transpose(1, 2).reshape(len(images), -1, g, g)
-        return BackboneFeatures(patches=patches, token=normed[:, 0], attention=attention)
+        taps = tuple(_as_grid(outputs[index], g) for index in tapped_blocks(len(outputs)))
+        return BackboneFeatures(patches=_as_grid(normed, g), token=normed[:, 0], attention=attention, taps=taps)
 
     def embed(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B T C"]:
         """Make the tokens that enter the first block."""
@@ -73,6 +79,11 @@ class Backbone(nn.Module):
         resized = functional.interpolate(table, scale_factor=(scale, scale), mode="bicubic")
         assert resized.shape[-1] == g
         return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _as_grid(tokens: Float[Tensor, "B T C"], g: int) -> Float[Tensor, "B C g g"]:
+    """Lay out the patch tokens as a picture, without the class token."""
+    return tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, g, g)
 
 
 class _PatchEmbedding(nn.Module):

@@ -43,8 +43,13 @@ class Recipe:
     name: str
     """As the command line spells it."""
 
-    mode: Literal["fol"] = "fol"
-    """Where the dustbin's scores come from. `fol`: the attention of the class token."""
+    mode: Literal["fol", "folpp"] = "fol"
+    """`fol`: patches are chosen by their share in the clusters. `folpp`: a branch learns how reliable each patch is, and patches
+    are chosen by both (section 10.2)."""
+
+    dustbin: Literal["attention", "reliability"] = "attention"
+    """Where the dustbin's scores come from: 1 - G, G the attention of the class token, as FoL; or 1 - R, R of the branch, only
+    in mode `folpp`."""
 
     backbone: BackboneConfig
     """The vision transformer."""
@@ -95,6 +100,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.mask_patches is None) == (self.mask_fraction is None):
             raise ValueError("give exactly one of mask_patches and mask_fraction")
+        if self.mode == "fol" and self.dustbin == "reliability":
+            raise ValueError("dustbin reliability needs mode folpp: mode fol has no branch that learns it")
         if self.local_stride not in (1, 2, 4):
             raise ValueError(f"local_stride must be 1, 2 or 4, got {self.local_stride}")
         self.grid_side_at(self.input_size)

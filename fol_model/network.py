@@ -1,7 +1,7 @@
-"""The whole FoL network for inference: images in, global descriptors and packed local features out.
+"""The whole FoL or FoL++ network: images in; global descriptors, masks and local features out.
 
-`inference` wraps it for pipelines; `weights.from_reference` makes one from a checkpoint. Source: chenshunpeng/FoL@e930a76,
-evaluation branch.
+`inference` wraps it for pipelines, `training` learns its weights, `weights.from_reference` makes one from a checkpoint. Sources:
+chenshunpeng/FoL@e930a76, evaluation branch; for FoL++ section 10 of the specification.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from fol_model.aggregation import Aggregator
 from fol_model.backbone import Backbone
 from fol_model.config import Recipe
 from fol_model.local_decoder import LocalDecoder, most_confident, pack, patch_of_row
+from fol_model.reliability import ReliabilityBranch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +34,53 @@ class Extraction:
     """Row and column of the patch each local feature lies in."""
 
     reliability: list[Float[Tensor, " _"]]
-    """Of that patch, 0 to 1. In mode `fol`, which has no branch that learns it: the patch's mass outside the dustbin over
-    the 90th percentile of its image, at most 1 (section 10.2)."""
+    """Of that patch, 0 to 1: R of the branch in mode `folpp`, the salience A in mode `fol` (section 10.2)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sight:
+    """Everything the network computes of a batch, with gradients where parameters ask for them. Training learns from it."""
+
+    patches: Float[Tensor, "B C g g"]
+    """F: patch tokens after the last LayerNorm."""
+
+    attention: Float[Tensor, "B N"]
+    """Of the class token in the last block, summed over heads."""
+
+    descriptors: Float[Tensor, "B D"]
+    """Global descriptors of unit length."""
+
+    plan: Float[Tensor, "B rows N"]
+    """Each patch's shares in the clusters and, in the last row, in the dustbin."""
+
+    reliability: Float[Tensor, "B N"]
+    """Mode `folpp`: R, what the branch learnt. Mode `fol`: A, the salience."""
+
+    salience: Float[Tensor, "B N"]
+    """A = min(1, M_a / perc90(M_a)), M_a the mass outside the dustbin."""
+
+    mask_score: Float[Tensor, "B N"]
+    """What patches are chosen by. `fol`: their mean share in the clusters. `folpp`: M = (A + R) / 2 (section 10.2)."""
+
+    mask: Bool[Tensor, "B g g"]
+    """The chosen patches."""
+
+    local: Float[Tensor, "B D_local h h"]
+    """The decoder's map, not normalised, of every `local_stride`-th row and column."""
+
+    @property
+    def confidence(self) -> Float[Tensor, "B N"]:
+        """Mean share of a patch in the clusters."""
+        return self.plan[:, :-1].mean(dim=1)
+
+    @property
+    def mass(self) -> Float[Tensor, "B N"]:
+        """M_a: what each patch does not give to the dustbin."""
+        return 1 - self.plan[:, -1]
 
 
 class FoL(nn.Module):
-    """Backbone, aggregator and local decoder."""
+    """Backbone, aggregator and local decoder; in mode `folpp` also the reliability branch."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -46,10 +88,10 @@ class FoL(nn.Module):
         self.backbone = Backbone(recipe.backbone)
         self.aggregator = Aggregator(recipe)
         self.decoder = LocalDecoder(recipe)
+        self.reb = ReliabilityBranch(recipe.backbone.embed_dim) if recipe.mode == "folpp" else None
 
-    @torch.no_grad()
-    def extract(self, images: Float32[Tensor, "N 3 S S"]) -> Extraction:
-        """Describe images, without gradients.
+    def forward(self, images: Float32[Tensor, "B 3 S S"]) -> Sight:
+        """Look at images.
 
         Args:
             images: normalised as `preprocessing.prepare` does; square, of any size that is a multiple of the patch and gives
@@ -60,14 +102,34 @@ class FoL(nn.Module):
         """
         g = self.recipe.grid_side_at(images.shape[-1])
         features = self.backbone(images)
-        aggregation = self.aggregator(features)
-        mask = most_confident(aggregation.confidence, self.recipe.kept_patches(g * g)).view(-1, g, g)
-        reliability = aggregation.reliability.view(-1, g, g)
-        rows = patch_of_row(g, self.recipe.local_stride).to(images.device)
-        packed = [pack(dense, kept, rows) for dense, kept in zip(self.decoder(features.patches), mask, strict=True)]
-        return Extraction(
+        learnt = None if self.reb is None else self.reb(features.taps).flatten(1)
+        by_attention = learnt is None or self.recipe.dustbin == "attention"
+        guide = self.aggregator.guide(features.attention) if by_attention else learnt
+        aggregation = self.aggregator(features, guide)
+        score = aggregation.confidence if learnt is None else (aggregation.salience + learnt) / 2
+        return Sight(
+            patches=features.patches,
+            attention=features.attention,
             descriptors=aggregation.descriptors,
-            patch_mask=mask,
+            plan=aggregation.plan,
+            reliability=aggregation.salience if learnt is None else learnt,
+            salience=aggregation.salience,
+            mask_score=score,
+            mask=most_confident(score, self.recipe.kept_patches(g * g)).view(-1, g, g),
+            local=self.decoder(features.patches),
+        )
+
+    @torch.no_grad()
+    def extract(self, images: Float32[Tensor, "N 3 S S"]) -> Extraction:
+        """Describe images for a map, without gradients; otherwise as `forward`."""
+        sight = self(images)
+        g = sight.mask.shape[-1]
+        reliability = sight.reliability.view(-1, g, g)
+        rows = patch_of_row(g, self.recipe.local_stride).to(images.device)
+        packed = [pack(dense, kept, rows) for dense, kept in zip(sight.local, sight.mask, strict=True)]
+        return Extraction(
+            descriptors=sight.descriptors,
+            patch_mask=sight.mask,
             local_features=[one.features for one in packed],
             patches=[one.patch for one in packed],
             reliability=[r[one.patch[:, 0], one.patch[:, 1]] for r, one in zip(reliability, packed, strict=True)],

@@ -41,6 +41,10 @@ mean of the inputs cancels; else it would be most of every descriptor, and all p
 scores makes the shares neither equal nor all-or-nothing."""
 
 
+_LATER_SETTINGS: Final = (("dustbin", "attention"),)
+"""Settings that came after the first maps, with the value those maps were made with: it leaves their fingerprints as they are."""
+
+
 def from_reference(state: State, recipe: str) -> FoL:
     """Make the network from weights under the reference's names.
 
@@ -111,7 +115,8 @@ def fingerprint(recipe: Recipe, state: State) -> str:
     Raises:
         ValueError: the weights are not the recipe's.
     """
-    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    settings = {name: value for name, value in asdict(recipe).items() if (name, value) not in _LATER_SETTINGS}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in checked_state(recipe, state).items():
         digest.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.numpy().astype("<f4").tobytes())

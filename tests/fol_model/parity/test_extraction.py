@@ -41,7 +41,7 @@ def features(vits14: FoL, images: Tensor) -> BackboneFeatures:
 
 @pytest.fixture(scope="module")
 def aggregation(vits14: FoL, features: BackboneFeatures) -> Aggregation:
-    aggregation: Aggregation = vits14.aggregator(features)
+    aggregation: Aggregation = vits14.aggregator(features, vits14.aggregator.guide(features.attention))
     return aggregation
 
 
