@@ -1,8 +1,8 @@
 # Two commands: `make demo` builds and queries a small city, `make test` runs the tests. Both set up .venv first.
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint bench bench-recall clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
 
 setup:  ## make .venv and install (see setup.sh for its settings)
 	@./setup.sh
@@ -23,6 +23,9 @@ lint: setup  ## formatting, lint and types
 
 bench: setup  ## how fast, how large; not a test
 	@.venv/bin/python -m tests.benchmarks.pipeline
+
+bench-recall: setup  ## how often the right place is found, beside hand-made descriptors; ARGS="--recipe tiny --sets mapillary"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.recall $(ARGS)
 
 clean:  ## remove what the targets made
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -49,10 +49,9 @@ class Aggregator(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         C, hidden = recipe.backbone.embed_dim, recipe.hidden
-        self.attention_floor = recipe.attention_floor
         self.token_features = nn.Sequential(nn.Linear(C, hidden), nn.ReLU(), nn.Linear(hidden, recipe.token_dim))
-        self.cluster_features = _patch_mlp(C, hidden, recipe.cluster_dim)
-        self.score = _patch_mlp(C, hidden, recipe.clusters)
+        self.cluster_features = patch_mlp(C, hidden, recipe.cluster_dim)
+        self.score = patch_mlp(C, hidden, recipe.clusters)
 
     def forward(self, features: BackboneFeatures, guide: Float[Tensor, "B N"]) -> Aggregation:
         """Make the descriptors.
@@ -68,11 +67,13 @@ class Aggregator(nn.Module):
         descriptors = functional.normalize(torch.cat([token, clusters], dim=1), dim=1)
         return Aggregation(descriptors=descriptors, plan=plan)
 
-    def guide(self, attention: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-        """G in the paper: the class attention, with what is below the floor set to zero."""
-        return torch.where(attention < self.attention_floor, 0.0, attention)
+
+def guide_of(attention: Float[Tensor, "B N"], floor: float) -> Float[Tensor, "B N"]:
+    """G in the paper: the class attention, with what is below the floor set to zero."""
+    return torch.where(attention < floor, 0.0, attention)
 
 
-def _patch_mlp(channels: int, hidden: int, out: int) -> nn.Sequential:
-    layers = nn.Conv2d(channels, hidden, 1), nn.Dropout(0.3), nn.ReLU(), nn.Conv2d(hidden, out, 1)
+def patch_mlp(channels: int, hidden: int, out: int, *, dropout: float = 0.3) -> nn.Sequential:
+    """Two 1 x 1 convolutions with a ReLU between them: the same small network for every patch."""
+    layers = nn.Conv2d(channels, hidden, 1), nn.Dropout(dropout), nn.ReLU(), nn.Conv2d(hidden, out, 1)
     return nn.Sequential(*layers)

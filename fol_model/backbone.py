@@ -34,6 +34,9 @@ class BackboneFeatures:
     taps: tuple[Float[Tensor, "B C g g"], ...]
     """Raw patch tokens after a half, three quarters and all of the blocks, for the reliability branch."""
 
+    strength: Float[Tensor, "B N"] | None = None
+    """How much there is to see in each patch, 0 to 1, where the backbone measures it."""
+
 
 class Backbone(nn.Module):
     """Images to patch tokens, class token and class attention."""

@@ -5,7 +5,7 @@ Section numbers are those of the method's specification (FoL, arXiv:2504.09881, 
 """
 
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, isqrt
 from typing import Literal
 
 
@@ -31,9 +31,46 @@ class BackboneConfig:
     mlp_ratio: int = 4
     """Hidden width of a block's MLP, in multiples of `embed_dim`."""
 
+    @property
+    def token_dim(self) -> int:
+        """Channels of the class token."""
+        return self.embed_dim
+
+    @property
+    def tap_dim(self) -> int:
+        """Channels that the reliability branch takes at each depth."""
+        return self.embed_dim
+
     def __post_init__(self) -> None:
         if self.embed_dim % self.heads:
             raise ValueError(f"embed_dim must be a multiple of heads={self.heads}, got {self.embed_dim}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradientConfig:
+    """Dense histograms of gradients in place of a transformer: nothing to learn, for networks that were trained on little."""
+
+    patch: int = 8
+    """Side of a patch in pixels. Work grows with the number of patches."""
+
+    scales: tuple[tuple[int, int], ...] = ((4, 1), (6, 1), (4, 2), (6, 2))
+    """For each scale the side of a histogram cell in pixels, and how many times the image is shrunk first. A patch is described
+    by 4 x 4 cells around it; each scale adds 128 channels."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels C of a patch."""
+        return 128 * len(self.scales)
+
+    @property
+    def token_dim(self) -> int:
+        """Numbers of the layout, which stands for the class token."""
+        return 512
+
+    @property
+    def tap_dim(self) -> int:
+        """Channels that the reliability branch takes of each of three scales."""
+        return 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +88,12 @@ class Recipe:
     """Where the dustbin's scores come from: 1 - G, G the attention of the class token, as FoL; or 1 - R, R of the branch, only
     in mode `folpp`."""
 
-    backbone: BackboneConfig
-    """The vision transformer."""
+    backbone: BackboneConfig | GradientConfig
+    """The vision transformer, or what stands in for one."""
+
+    aggregation: Literal["salad", "vlad"] = "salad"
+    """How patches become a global descriptor. `salad`: optimal transport shares them out among clusters and a dustbin, as FoL.
+    `vlad`: each patch shares itself out, and a cluster sums what differs from its centre."""
 
     clusters: int = 64
     """Columns of the global descriptor. An image must have more patches than this."""
@@ -93,6 +134,9 @@ class Recipe:
     local_stride: int = 1
     """Keep every 1st, 2nd or 4th row and column of the decoder's map. 1: all, about 15 features a patch, as FoL does;
     4: exactly one a patch, 15 times smaller on disk and 200 times less work to match."""
+
+    local_patch_step: int = 1
+    """Choose among every n-th row and column of patches only. More: fewer local features, `mask_fraction` of the rest."""
 
     seed: int | None = None
     """Weights are drawn from this seed unless others are given. None: weights must be given."""
@@ -137,7 +181,8 @@ class Recipe:
         if self.mask_patches is not None:
             return self.mask_patches
         assert self.mask_fraction is not None
-        return ceil(self.mask_fraction * patches)
+        eligible = ceil(isqrt(patches) / self.local_patch_step) ** 2
+        return ceil(self.mask_fraction * eligible)
 
     @property
     def max_local_features(self) -> int:

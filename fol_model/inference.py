@@ -22,7 +22,7 @@ from fol_model.preprocessing import prepare
 from fol_model.recipes import recipe_named
 from fol_model.reranking import Comparison, LocalSide, best_first, compare, fused_scores
 from fol_model.scheduling import pool_size
-from fol_model.weights import State, build, checked_state, fingerprint, load_safetensors, seeded_weights
+from fol_model.weights import State, build, checked_state, fingerprint, load_safetensors, seeded_weights, shipped_weights
 
 CUDA_BATCH: Final = 32
 """Photos that go through the network together on a GPU."""
@@ -67,7 +67,7 @@ class Encoder:
         weights = checked_state(recipe, seeded_weights(recipe) if state is None else state)
         self.fingerprint: Final = fingerprint(self.recipe, weights)
         """Photos can be compared only when they were encoded under the same one."""
-        self._device: Final = _device(device)
+        self._device: Final = device_named(device)
         self._network: Final = build(self.recipe, weights).to(self._device)
 
     @property
@@ -144,16 +144,18 @@ def open_encoder(name: str, *, weights: Path | None, device: str = "auto") -> En
 
     Args:
         name: of a recipe.
-        weights: a safetensors file. None: the recipe's seeded weights, if it has a seed.
+        weights: a safetensors file. None: the weights that come with Folio, or the recipe's seeded ones.
         device: as for `Encoder`.
 
     Raises:
         ValueError: no such recipe, no such file, weights that do not fit, or none where the recipe needs them.
     """
     recipe = recipe_named(name)
+    weights = weights or shipped_weights(recipe)
     if weights is None and recipe.seed is None:
         raise ValueError(
-            f"recipe {name} has no weights of its own: give them with --weights FILE.safetensors, or use recipe tiny"
+            f"recipe {name} has no weights of its own: give them with --weights FILE.safetensors, keep them where `folio models` "
+            "looks, or use recipe folio-small"
         )
     return Encoder(recipe, None if weights is None else load_safetensors(weights), device=device)
 
@@ -210,7 +212,7 @@ class Reranker:
 
     def __init__(self, config: RerankConfig, device: str = "cpu") -> None:
         self.config: Final = config
-        self._device: Final = _device(device)
+        self._device: Final = device_named(device)
 
     def pool_size(self, cosines: Float64[np.ndarray, " all"]) -> int:
         """Decide how many of the best candidates to match; see `scheduling.pool_size`."""
@@ -301,8 +303,12 @@ def _require_photo(photo: np.ndarray) -> None:
         raise ValueError(f"a photo must be (height, width, 3) of uint8, got {photo.shape} of {photo.dtype}")
 
 
-def _device(name: str) -> torch.device:
-    """Raises ValueError for a GPU that is not there."""
+def device_named(name: str) -> torch.device:
+    """Find a device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
+
+    Raises:
+        ValueError: a GPU was asked for and is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -5,16 +5,19 @@ chenshunpeng/FoL@e930a76, evaluation branch; for FoL++ section 10 of the specifi
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor, nn
 
-from fol_model.aggregation import Aggregator
+from fol_model.aggregation import Aggregator, guide_of
 from fol_model.backbone import Backbone
-from fol_model.config import Recipe
+from fol_model.config import GradientConfig, Recipe
+from fol_model.gradient_backbone import GradientBackbone
 from fol_model.local_decoder import LocalDecoder, most_confident, pack, patch_of_row
 from fol_model.reliability import ReliabilityBranch
+from fol_model.vlad import VladAggregator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +88,11 @@ class FoL(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.backbone = Backbone(recipe.backbone)
-        self.aggregator = Aggregator(recipe)
+        config = recipe.backbone
+        self.backbone = GradientBackbone(config) if isinstance(config, GradientConfig) else Backbone(config)
+        self.aggregator = VladAggregator(recipe) if recipe.aggregation == "vlad" else Aggregator(recipe)
         self.decoder = LocalDecoder(recipe)
-        self.reb = ReliabilityBranch(recipe.backbone.embed_dim) if recipe.mode == "folpp" else None
+        self.reb = ReliabilityBranch(config.tap_dim) if recipe.mode == "folpp" else None
 
     def forward(self, images: Float32[Tensor, "B 3 S S"]) -> Sight:
         """Look at images.
@@ -104,7 +108,7 @@ class FoL(nn.Module):
         features = self.backbone(images)
         learnt = None if self.reb is None else self.reb(features.taps).flatten(1)
         by_attention = learnt is None or self.recipe.dustbin == "attention"
-        guide = self.aggregator.guide(features.attention) if by_attention else learnt
+        guide = guide_of(features.attention, self.recipe.attention_floor) if by_attention else learnt
         aggregation = self.aggregator(features, guide)
         score = aggregation.confidence if learnt is None else (aggregation.salience + learnt) / 2
         return Sight(
@@ -115,9 +119,16 @@ class FoL(nn.Module):
             reliability=aggregation.salience if learnt is None else learnt,
             salience=aggregation.salience,
             mask_score=score,
-            mask=most_confident(score, self.recipe.kept_patches(g * g)).view(-1, g, g),
+            mask=self._chosen(score, g),
             local=self.decoder(features.patches),
         )
+
+    def _chosen(self, score: Float[Tensor, "B N"], g: int) -> Bool[Tensor, "B g g"]:
+        """Mark the patches whose local features are kept."""
+        step = self.recipe.local_patch_step
+        eligible = torch.zeros(g, g, dtype=torch.bool, device=score.device)
+        eligible[::step, ::step] = True
+        return most_confident(score.masked_fill(~eligible.flatten(), -inf), self.recipe.kept_patches(g * g)).view(-1, g, g)
 
     @torch.no_grad()
     def extract(self, images: Float32[Tensor, "N 3 S S"]) -> Extraction:

@@ -4,7 +4,7 @@ It replaces the attention of FoL's class token. Known of the paper (arXiv:2604.2
 scales, and speaks of one image alone. Its layers are our design (section 10.1): a vision transformer has one spatial scale, so
 "several scales" are several depths, seen through several receptive fields. Used by `network`.
 
-Letters: B images, g patches along a side, C channels of the backbone.
+Letters: B images, h and w patches along the sides, C channels of the backbone.
 """
 
 from collections.abc import Sequence
@@ -42,12 +42,16 @@ class ReliabilityBranch(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(cast(Tensor, self.out.bias))
 
-    def forward(self, taps: Sequence[Float[Tensor, "B C g g"]]) -> Float[Tensor, "B g g"]:
-        """Estimate R. No gradient flows back into the backbone, so that learning R does not disturb its features."""
-        seen = [
-            proj(norm(tap.detach().movedim(1, 3))).movedim(3, 1)  # (B, WIDTH, g, g)
-            for norm, proj, tap in zip(self.norm, self.proj, taps, strict=True)
-        ]
-        mixed = functional.gelu(self.mix(torch.cat(seen, dim=1)))
-        wide = mixed + sum(conv(mixed) for conv in self.dw)
-        return torch.sigmoid(self.out(functional.gelu(wide))).squeeze(1)
+    def forward(self, taps: Sequence[Float[Tensor, "B C h w"]]) -> Float[Tensor, "B h w"]:
+        """Estimate R. No gradient flows back into the backbone, so that learning R does not disturb its features.
+
+        Always in float32: near 0.5, where R starts, bfloat16 has steps of 1/256, more than a step of training.
+        """
+        with torch.autocast(taps[0].device.type, enabled=False):
+            seen = [
+                proj(norm(tap.detach().float().movedim(1, 3))).movedim(3, 1)  # (B, WIDTH, h, w)
+                for norm, proj, tap in zip(self.norm, self.proj, taps, strict=True)
+            ]
+            mixed = functional.gelu(self.mix(torch.cat(seen, dim=1)))
+            wide = mixed + sum(conv(mixed) for conv in self.dw)
+            return torch.sigmoid(self.out(functional.gelu(wide))).squeeze(1)

@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from math import prod, sqrt
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from zlib import crc32
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fol_model.config import Recipe
@@ -41,7 +40,7 @@ mean of the inputs cancels; else it would be most of every descriptor, and all p
 scores makes the shares neither equal nor all-or-nothing."""
 
 
-_LATER_SETTINGS: Final = (("dustbin", "attention"),)
+_LATER_SETTINGS: Final = (("dustbin", "attention"), ("aggregation", "salad"), ("local_patch_step", 1))
 """Settings that came after the first maps, with the value those maps were made with: it leaves their fingerprints as they are."""
 
 
@@ -75,36 +74,93 @@ def expected_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Name every tensor that a recipe's weights consist of, with its shape."""
     with torch.device("meta"):
         network = FoL(recipe)
-    return {_reference_name(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in network_names(network.state_dict()).items()}
+
+
+def network_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of a `FoL` module the reference's names."""
+    return {_reference_name(name): tensor for name, tensor in state.items()}
 
 
 def checked_state(recipe: Recipe, state: State) -> dict[str, Tensor]:
     """Copy weights as float32 tensors on the CPU, in order of their names, after comparing names and shapes with the recipe.
 
     Raises:
-        ValueError: a tensor is missing, unexpected or misshapen; the message names it.
+        ValueError: a tensor is missing, unexpected or misshapen, or holds a NaN or an infinity; the message names it.
+    """
+    found = fitting_tensors(recipe.name, expected_shapes(recipe), state)
+    copies = {name: as_float32(name, tensor.detach().to("cpu", copy=True)) for name, tensor in found.items()}
+    require_finite(copies)
+    return copies
+
+
+def fitting_tensors(what: str, expected: Mapping[str, tuple[int, ...]], state: State) -> dict[str, Tensor]:
+    """Look at weights as tensors, in order of their names and without `module.`. Nothing is copied.
+
+    Args:
+        what: the recipe, for the message.
+        expected: the shape of every tensor there must be.
+        state: the weights.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or misshapen; the message names the first of each and counts the rest.
     """
     found = {name.removeprefix("module."): torch.as_tensor(tensor) for name, tensor in state.items()}
-    expected = expected_shapes(recipe)
     problems = _listed("missing", expected.keys() - found.keys())
     problems += _listed("unexpected", found.keys() - expected.keys())
     misshapen = (name for name in expected.keys() & found.keys() if tuple(found[name].shape) != expected[name])
     problems += _listed("misshapen", (f"{name} is {tuple(found[name].shape)} instead of {expected[name]}" for name in misshapen))
     if problems:
-        raise ValueError(f"these are not weights for recipe {recipe.name}: {'; '.join(problems)}")
-    return {name: found[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in sorted(found)}
+        raise ValueError(f"these are not weights for recipe {what}: {'; '.join(problems)}")
+    return {name: found[name] for name in sorted(found)}
+
+
+def as_float32(name: str, tensor: Tensor) -> Float32[Tensor, "..."]:
+    """Give a tensor as a network holds it; the same one if it is so already.
+
+    Raises:
+        ValueError: it holds no plain floating-point numbers.
+    """
+    if tensor.layout is not torch.strided or not tensor.is_floating_point():
+        raise ValueError(f"weights must be plain floating-point numbers, but {name} is {tensor.dtype}, {tensor.layout}")
+    return tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that would make every answer a NaN.
+
+    Raises:
+        ValueError: a tensor holds a NaN or an infinity; the message names it.
+    """
+    broken = _listed("NaN or infinite", (name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())))
+    if broken:
+        raise ValueError(f"these weights are damaged, or their training diverged: {broken[0]}")
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
     """Read weights from a safetensors file.
 
     Raises:
-        ValueError: the file is not there or is no safetensors file.
+        ValueError: the file is not there, is no safetensors file, or holds a backbone to start training from and no heads.
     """
     try:
-        return load_file(path)
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{path}: expected a safetensors file with weights, found: {error}") from error
+        with safe_open(path, framework="pt") as file:
+            kind = (file.metadata() or {}).get("kind")
+            if kind == "backbone":
+                raise ValueError(
+                    f"{path}: holds start weights of a backbone, without the heads that training adds. "
+                    "Train from it, or use the weights of a whole network"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+    except (SafetensorError, OSError) as error:
+        hint = ". Convert it first: folio models convert FILE.pth" if path.suffix in (".pth", ".pt", ".ckpt") else ""
+        raise ValueError(f"{path}: expected a safetensors file with weights, found: {error}{hint}") from error
+
+
+def shipped_weights(recipe: Recipe) -> Path | None:
+    """Name the file of weights that comes with Folio for a recipe; None: there is none."""
+    path = Path(__file__).parent / "default_weights" / f"{recipe.name}.safetensors"
+    return path if path.is_file() else None
 
 
 def fingerprint(recipe: Recipe, state: State) -> str:
@@ -116,11 +172,16 @@ def fingerprint(recipe: Recipe, state: State) -> str:
         ValueError: the weights are not the recipe's.
     """
     settings = {name: value for name, value in asdict(recipe).items() if (name, value) not in _LATER_SETTINGS}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in checked_state(recipe, state).items():
-        digest.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
+    return digest(settings, fitting_tensors(recipe.name, expected_shapes(recipe), state))
+
+
+def digest(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Compute sha256 over settings and over each tensor's name, shape and bytes, as float32, in order of the names."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(tensors):
+        found.update(f"\n{name} {tuple(tensors[name].shape)}\n".encode())
+        found.update(as_float32(name, tensors[name]).numpy().astype("<f4", copy=False).data)
+    return found.hexdigest()
 
 
 def seeded_weights(recipe: Recipe) -> dict[str, Float32[np.ndarray, "..."]]:
@@ -150,8 +211,10 @@ def _seeded(name: str, draw: Float64[np.ndarray, "..."]) -> Float32[np.ndarray, 
         return np.full(draw.shape, 0.1, np.float32)
     if kind == "bias":
         return np.zeros(draw.shape, np.float32)
-    if module.startswith("norm"):
+    if module.startswith("norm") or ".norm." in name:
         return np.ones(draw.shape, np.float32)
+    if name.startswith("reb.out."):
+        return np.zeros(draw.shape, np.float32)
     if kind in _EMBEDDING_GAINS:
         return (_EMBEDDING_GAINS[kind] * draw).astype(np.float32)
     inputs_first = name.startswith("upconv")  # transposed convolutions are (in, out, rows, columns)

@@ -6,7 +6,8 @@ Credentials are not here: s3fs finds them by itself where the AWS tools look (va
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from schemas.errors import FolioError
@@ -15,6 +16,13 @@ MAX_DEFAULT_THREADS: Final = 8
 """Above this torch and FAISS gain little, and a large machine usually runs several workers."""
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+HUB: Final = "https://huggingface.co"
+
+
+def _models_folder(data_home: str | None = None) -> Path:
+    """Where programs keep a user's data, by the XDG rules."""
+    return Path(data_home or "~/.local/share").expanduser() / "folio" / "models"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +43,13 @@ class Settings:
 
     prefect_api_url: str | None = None
     """PREFECT_API_URL: long commands then run as Prefect flows."""
+
+    models: Path = field(default_factory=_models_folder)
+    """FOLIO_MODELS: the folder of weights that `folio models` writes and every command looks in. Default:
+    `folio/models` in XDG_DATA_HOME, which is ~/.local/share where it is not set."""
+
+    hub: str = HUB
+    """HF_ENDPOINT: a mirror of the Hugging Face hub. The hub's own client reads HF_TOKEN and HF_HUB_OFFLINE by itself."""
 
     @staticmethod
     def from_environment() -> "Settings":
@@ -58,12 +73,18 @@ def settings_from(variables: Mapping[str, str]) -> Settings:
         raise FolioError(_refusal("FOLIO_THREADS", threads, "a whole number from 1"))
     if log_level not in LOG_LEVELS:
         raise FolioError(_refusal("FOLIO_LOG", log_level, " or ".join(LOG_LEVELS)))
+    hub = (variables.get("HF_ENDPOINT") or HUB).rstrip("/")
+    if not hub.startswith(("http://", "https://")):
+        raise FolioError(_refusal("HF_ENDPOINT", hub, "a URL that begins with http:// or https://"))
+    models = variables.get("FOLIO_MODELS")
     return Settings(
         threads=int(threads),
         log_level=log_level,
         s3_endpoint_url=variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or None,
         ray_address=variables.get("RAY_ADDRESS") or None,
         prefect_api_url=variables.get("PREFECT_API_URL") or None,
+        models=Path(models).expanduser() if models else _models_folder(variables.get("XDG_DATA_HOME")),
+        hub=hub,
     )
 
 

@@ -25,12 +25,8 @@ PREFECT_ENVIRONMENT: Final = {
 """Read by Prefect on import: no usage reports to anybody, and more than its 20 s for a slow machine to start its own server."""
 
 
-class _Command(click.Command):
-    """A command whose usage reads MAP PHOTOS... [OPTIONS], and whose example is printed as it was written."""
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        arguments = [piece for param in self.get_params(ctx) for piece in param.get_usage_pieces(ctx)]
-        return [*arguments, "[OPTIONS]"]
+class _WithExample(click.Command):
+    """A command whose example is printed as it was written."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
@@ -38,7 +34,15 @@ class _Command(click.Command):
                 formatter.write_text(self.epilog)
 
 
-class _Group(click.Group):
+class _Command(_WithExample):
+    """A command whose usage reads MAP PHOTOS... [OPTIONS]."""
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        arguments = [piece for param in self.get_params(ctx) for piece in param.get_usage_pieces(ctx)]
+        return [*arguments, "[OPTIONS]"]
+
+
+class _Group(_WithExample, click.Group):
     """Turns an expected error into one line and exit code 1."""
 
     command_class = _Command
@@ -80,7 +84,7 @@ PREFECT = click.option("--prefect", is_flag=True, help="Run as a Prefect flow, a
 BUILDING = _options(
     MAP,
     PHOTOS,
-    click.option("--recipe", metavar="NAME", help="Network to encode with. See `folio models`.  [default: the map's, or tiny]"),
+    click.option("--recipe", metavar="NAME", help="Network to encode with. See `folio models`.  [default: the map's, or folio-small]"),
     WEIGHTS,
     UTM_ZONE,
     click.option("--plan", "plan_only", is_flag=True, help="Print the work, memory and disk it would take, and stop."),
@@ -280,18 +284,144 @@ def verify(map_url: str, version: int | None, as_json: bool) -> None:
         sys.exit(1)
 
 
-@main.command(cls=_Command, epilog="folio models --json")
+@main.group(cls=_Group, invoke_without_command=True, epilog="folio models --json")
 @JSON
-def models(as_json: bool) -> None:
-    """List the named networks, and say which weights each has."""
-    from pipelines.engine.model import list_models
+@click.pass_context
+def models(ctx: click.Context, as_json: bool) -> None:
+    """List the named networks, and say which weights each has and how to get others.
 
-    found = list_models()
+    A network's weights are looked for in the models folder, FOLIO_MODELS, where no --weights are given.
+    """
+    if ctx.invoked_subcommand:
+        if as_json:
+            raise click.UsageError(f"give --json after {ctx.invoked_subcommand}")
+        return
+    from pipelines.models.listing import list_models
+
+    found = list_models(_settings())
     if as_json:
         _print_json(found)
         return
     for model in found:
         click.echo(f"{model.name:<12} {model.input_size} px  {model.parameters / 1e6:>6.1f} M parameters  {model.weights}")
+
+
+OUT_MODELS = click.option("--out", metavar="DIR", help="Folder for the weights and their card.  [default: the models folder]")
+
+
+@models.command(cls=_Command, epilog="folio models convert FoL_large.pth")
+@click.argument("checkpoint", metavar="FILE.pth", type=click.Path(exists=True, dir_okay=False))
+@click.option("--recipe", metavar="NAME", help="Network it must fit. See `folio models`.  [default: told from the shapes]")
+@OUT_MODELS
+@JSON
+def convert(checkpoint: str, recipe: str | None, out: str | None, as_json: bool) -> None:
+    """Check a FoL checkpoint, or DINOv2's start weights, and write it as safetensors with a card.
+
+    No code in the file is run. Weights of a whole network are then found under its name: folio build MAP PHOTOS --recipe NAME.
+    """
+    from pipelines.models.convert import convert as convert_file
+
+    settings = _settings()
+    done = convert_file(Path(checkpoint), Path(out) if out else settings.models, recipe=recipe)
+    _finish(done, done.lines(), {}, as_json=as_json, strict=False)
+
+
+@models.command(cls=_Command, epilog="folio models fetch fol-vitl14")
+@click.argument("name", metavar="NAME")
+@OUT_MODELS
+@JSON
+def fetch(name: str, out: str | None, as_json: bool) -> None:
+    """Download the weights published for fol-vitl14 (1.2 GB) or fol-vitb14 (0.4 GB), and convert them.
+
+    Stop it at any time and run it again: it goes on where it was. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are heeded.
+    """
+    from pipelines.models.fetch import fetch as fetch_published
+
+    settings = _settings()
+    done = fetch_published(name, Path(out) if out else settings.models, settings)
+    _finish(done, done.lines(), {}, as_json=as_json, strict=False)
+
+
+@main.command(cls=_Command, epilog="folio train survey/2026/ --recipe tiny --out runs/first")
+@click.argument("photos", metavar="PHOTOS...", nargs=-1)
+@click.option("--out", required=True, metavar="RUN", help="Folder of the run: checkpoints, curves, weights and a report.")
+@click.option("--recipe", default="tiny", show_default=True, metavar="NAME", help="Network to train. See `folio models`.")
+@click.option(
+    "--start", metavar="WEIGHTS", help="Safetensors to start from, of a network or a backbone.  [default: the recipe's]"
+)
+@click.option("--gsv-cities", metavar="DIR", help="GSV-Cities on disk: the folder with Dataframes/ and Images/.")
+@click.option("--sample-city", type=int, metavar="PLACES", help="Also make and learn a made-up town with so many places.")
+@click.option("--drives", is_flag=True, help="Photos of one folder without a position are frames of a drive.")
+@click.option("--licence", multiple=True, metavar="TEXT", help="Licence of photos, for the card of the weights. May be repeated.")
+@click.option("--epochs", default=5, show_default=True, metavar="N", help="Rounds over all places.")
+@click.option("--places", type=int, metavar="N", help="Places in a batch.  [default: 60, or as many as there are]")
+@click.option("--photos-per-place", default=4, show_default=True, metavar="N", help="Photos of each place in a batch.")
+@click.option(
+    "--single",
+    type=click.Choice(["augment", "leave_out"]),
+    default="augment",
+    show_default=True,
+    help="Show a place with too few photos in several augmented views, or leave it out.",
+)
+@click.option(
+    "--augment",
+    type=click.Choice(["all", "few"]),
+    default="all",
+    show_default=True,
+    help="Vary every photo each time, or only those of places with too few.",
+)
+@click.option("--cell-m", default=10.0, show_default=True, metavar="M", help="Photos with positions: side of a place.")
+@click.option("--input-size", type=int, metavar="PX", help="Side of the photos to train at.  [default: the recipe's]")
+@click.option("--blocks", default="4", show_default=True, metavar="N|all", help="Learn the last so many blocks of the backbone.")
+@click.option("--learning-rate", default=6e-5, show_default=True, metavar="X", help="Of AdamW, at the first step.")
+@click.option("--linear-steps", default=10_000, show_default=True, metavar="N", help="Steps over which it falls to a tenth.")
+@click.option("--max-grad-norm", type=float, metavar="X", help="Shorten longer gradients; 1 is usual from scratch.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="Of activations; auto: bfloat16 on a GPU.",
+)
+@click.option("--accumulate", default=1, show_default=True, metavar="N", help="Micro-batches in a worker's step: less memory.")
+@click.option("--ema", default=0.999, show_default=True, metavar="X", help="Decay of the running mean of the weights; 0: none.")
+@click.option(
+    "--reliability", type=float, metavar="X", help="Weight of known reliability in the loss.  [default: 1 in mode folpp, else 0]"
+)
+@click.option("--validate", default=0.1, show_default=True, metavar="SHARE", help="Of the photos, held out for validation; 0: none.")
+@click.option(
+    "--hold-out",
+    type=click.Choice(["places", "drives"]),
+    default="places",
+    show_default=True,
+    help="Hold out whole places (100 m blocks where there are positions), or whole drives.",
+)
+@click.option("--patience", default=10, show_default=True, metavar="N", help="Stop after so many epochs without a better one.")
+@click.option("--checkpoint-minutes", default=10.0, show_default=True, metavar="N", help="Save so often, and after each epoch.")
+@click.option(
+    "--seed", default=0, show_default=True, metavar="N", help="Another number: other batches, views and held-out places."
+)
+@click.option("--workers", type=int, metavar="N", help="Train on so many workers of a Ray cluster.  [default: here]")
+@DEVICE
+@STRICT
+@JSON
+def train(strict: bool, as_json: bool, **options: Any) -> None:
+    """Train a network to recognise the places of PHOTOS, and write RUN/weights.safetensors and RUN/report.html.
+
+    Photos show the same place when a table says so (place_id), when they stand within a few metres and look the same way, when
+    they are neighbouring frames of a drive, or when they are views made from one photo. Stop it at any time and run it again: it
+    goes on from the last checkpoint, and ends as if it had never been stopped.
+    """
+    from pipelines.train.options import request_of
+    from pipelines.train.train import run_training
+
+    settings = _settings()
+    try:
+        request = request_of(**options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    summary = run_training(request, settings)
+    _finish(summary, summary.lines(), summary.rejected, as_json=as_json, strict=strict)
 
 
 @main.command("sample-city", cls=_Command, epilog="folio sample-city town/ --seed 7")

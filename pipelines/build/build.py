@@ -5,12 +5,11 @@ version before until `publish` has created the next manifest.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fol_model.inference import Encoder
 from infra.cluster import ray_cluster
 from infra.commits import head_or_none, probe
 from infra.observability import Stopwatch, progress_bar
@@ -26,12 +25,12 @@ from pipelines.build.plan import make_plan, require_room
 from pipelines.build.publishing import publish_version, require_model, summarise
 from pipelines.build.request import DEFAULT_RECIPE, BuildRequest, BuildSummary, Prepared
 from pipelines.catalog.sources import Catalog, list_photos
-from pipelines.engine.model import load_encoder
+from pipelines.engine.model import load_encoder, weights_file
 from pipelines.engine.partition import Partition, cut
 from pipelines.engine.run import Outcome, run_here, run_on_ray
 from schemas import layout
 from schemas.errors import CatalogError
-from schemas.manifest import Manifest, Receipt, encode_json
+from schemas.manifest import Receipt, encode_json
 from schemas.reasons import RejectReason
 
 
@@ -57,7 +56,12 @@ def prepare(request: BuildRequest, settings: Settings) -> Prepared:
     """
     storage = open_storage(request.map_url, settings)
     head = head_or_none(storage)
-    encoder = _open_network(request, head)
+    recipe = request.recipe or (head.model.recipe if head else DEFAULT_RECIPE)
+    weights = weights_file(recipe, request.weights, settings)
+    request = replace(request, weights=str(weights) if weights else None)  # so that workers need not look for them
+    encoder = load_encoder(recipe, weights=weights, device=request.device)
+    if head:
+        require_model(request, encoder, head)
     catalog = list_photos(
         request.photos,
         settings=settings,
@@ -128,14 +132,6 @@ def _require_a_position(request: BuildRequest, catalog: Catalog) -> None:
             f"{' '.join(request.photos)}: no photo has a position on Earth; the first is {first['uri']}: {first['detail']}. "
             "Nothing was written. Check the columns lat_deg and lon_deg."
         )
-
-
-def _open_network(request: BuildRequest, head: Manifest | None) -> Encoder:
-    recipe = request.recipe or (head.model.recipe if head else DEFAULT_RECIPE)
-    encoder = load_encoder(recipe, weights=Path(request.weights) if request.weights else None, device=request.device)
-    if head:
-        require_model(request, encoder, head)
-    return encoder
 
 
 def _run(prepared: Prepared, job: EncodeJob, settings: Settings) -> Iterator[Outcome[Partition, Receipt]]:

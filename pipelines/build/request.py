@@ -18,7 +18,7 @@ from schemas.manifest import Manifest
 Mode = Literal["build", "backfill"]
 
 
-DEFAULT_RECIPE = "tiny"
+DEFAULT_RECIPE = "folio-small"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class BuildRequest:
     recipe: str | None = None
     """None: the map's own, or `DEFAULT_RECIPE` for a new map."""
     weights: str | None = None
-    """A safetensors file; None: the recipe's seeded weights."""
+    """A safetensors file; None: the recipe's own, or those in the models folder."""
     replace_model: bool = False
     """Encode all photos again when the network is not the map's."""
     utm_zone: str | None = None

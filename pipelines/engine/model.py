@@ -1,15 +1,37 @@
 """Open the network a run works with, and compare it with the one a map was made with."""
 
-from math import prod
 from pathlib import Path
 
-import msgspec
-
+from fol_model.config import Recipe
 from fol_model.inference import Encoder, open_encoder
-from fol_model.recipes import RECIPES
-from fol_model.weights import expected_shapes
+from fol_model.recipes import recipe_named
+from infra.settings import Settings
 from schemas.errors import ModelError
 from schemas.manifest import ModelEntry
+
+
+def weights_file(recipe: str, given: str | Path | None, settings: Settings) -> Path | None:
+    """Say which weights a recipe runs with: the ones given, else the ones kept under its name in the models folder.
+
+    Returns:
+        None: the recipe's own, as those of a recipe with a seed are.
+
+    Raises:
+        ModelError: no such recipe.
+    """
+    if given:
+        return Path(given)
+    try:
+        found = recipe_named(recipe)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    kept = kept_weights(found, settings)
+    return kept if found.seed is None and kept.is_file() else None
+
+
+def kept_weights(recipe: Recipe, settings: Settings) -> Path:
+    """Name the file in the models folder that holds a recipe's weights, if it is there."""
+    return settings.models / f"{recipe.name}.safetensors"
 
 
 def load_encoder(recipe: str, *, weights: Path | None, device: str) -> Encoder:
@@ -21,7 +43,8 @@ def load_encoder(recipe: str, *, weights: Path | None, device: str) -> Encoder:
     try:
         return open_encoder(recipe, weights=weights, device=device)
     except (ValueError, OSError) as error:
-        raise ModelError(f"{recipe}: {error}") from error
+        named = weights is None or str(weights) in str(error)
+        raise ModelError(f"{recipe}: {error}" if named else f"{recipe}: {weights}: {error}") from error
 
 
 def describe_model(encoder: Encoder) -> ModelEntry:
@@ -50,29 +73,3 @@ def require_same_model(encoder: Encoder, model: ModelEntry, *, map_url: str, rem
 def untrained_note(recipe: str) -> str:
     """Say that a network has seen no photo. Every output of such a network carries this."""
     return f"untrained: {recipe} runs with seeded weights that have seen no photo; do not rely on the answers"
-
-
-class ModelLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A named network, as `folio models` lists it."""
-
-    name: str
-    mode: str
-    input_size: int
-    parameters: int
-    descriptor_dim: int
-    weights: str
-
-
-def list_models() -> list[ModelLine]:
-    """List the named networks and say which weights each has."""
-    return [
-        ModelLine(
-            name=recipe.name,
-            mode=recipe.mode,
-            input_size=recipe.input_size,
-            parameters=sum(prod(shape) for shape in expected_shapes(recipe).values()),
-            descriptor_dim=recipe.descriptor_dim,
-            weights="none here: give them with --weights FILE.safetensors" if recipe.seed is None else "untrained (seeded)",
-        )
-        for recipe in (make() for make in RECIPES.values())
-    ]

@@ -17,7 +17,7 @@ from fol_model.inference import EncodedPhoto, Encoder, Reranker
 from infra.commits import read_head, read_version
 from infra.settings import Settings
 from infra.storage import open_storage
-from pipelines.engine.model import load_encoder, require_same_model
+from pipelines.engine.model import load_encoder, require_same_model, weights_file
 from pipelines.engine.threads import use_threads
 from pipelines.query.opened_map import OpenedMap, StoredPhoto
 
@@ -132,7 +132,7 @@ def open_worker(
         map_url: folder or fsspec URL.
         settings: of this process.
         version: None is the newest.
-        weights: a safetensors file, for maps that were not made with seeded weights.
+        weights: a safetensors file; None: the recipe's own, or those in the models folder.
         device: where the network runs.
         config: re-ranking; None: the defaults.
 
@@ -144,7 +144,8 @@ def open_worker(
     use_threads(settings.threads)
     storage = open_storage(map_url, settings)
     manifest = read_head(storage) if version is None else read_version(storage, version)
-    encoder = load_encoder(manifest.model.recipe, weights=weights, device=device)
+    recipe = manifest.model.recipe
+    encoder = load_encoder(recipe, weights=weights_file(recipe, weights, settings), device=device)
     remedy = "Give the weights the map was made with: --weights FILE.safetensors"
     require_same_model(encoder, manifest.model, map_url=storage.url, remedy=remedy)
     return QueryWorker(OpenedMap(storage, manifest), encoder, config or RerankConfig())

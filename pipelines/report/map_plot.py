@@ -91,7 +91,7 @@ def answer_map(answers: Answers, coverage: Float64[np.ndarray, "photos 2"], plan
         if verdict in answers.verdict:
             _draw_answers(plot, answers, verdict, plane)
     plot.add_layout(ScaleBar(range=plot.x_range, unit="m", location="bottom_right", border_line_color=None))
-    _calm(plot)
+    calm(plot)
     return plot
 
 
@@ -119,7 +119,7 @@ def error_chart(curves: dict[str, Float64[np.ndarray, " e"]], *, queries: int, r
         x, share = cumulative(errors_m, queries)
         line = plot.step(x, share, mode="after", line_dash=dash, line_color=colour, line_width=width, legend_label=name)
         plot.add_tools(HoverTool(renderers=[line], tooltips=[(name, "@y{0.0} % within @x{0.0} m")], visible=False))
-    _calm(plot)
+    calm(plot)
     return plot
 
 
@@ -147,7 +147,7 @@ def calibration_chart(answers: Answers) -> figure:
     for verdict in (Verdict.RIGHT, Verdict.WRONG):
         if rows := _rows(answers, verdict):
             _draw_markers(plot, _source(answers, rows, foreseen[rows], actual[rows]), verdict, verdict.value)
-    _calm(plot)
+    calm(plot)
     return plot
 
 
@@ -213,7 +213,7 @@ def _thinned(rows: Sequence[int]) -> list[int]:
     return [rows[at] for at in np.linspace(0, len(rows) - 1, MAX_DRAWN).round().astype(int).tolist()]
 
 
-def _calm(plot: figure) -> None:
+def calm(plot: figure) -> None:
     """The page's look: light grid, quiet axes, no logo, and a legend that switches what it names on and off."""
     plot.sizing_mode = "stretch_width"
     plot.toolbar.logo = None

@@ -1,23 +1,15 @@
 """Write report.html: everything a results folder says, on one page that works offline.
 
-`folio report` and the demo call `write_report`. What to say is gathered here, how it looks stands in `page.html`. Scripts, styles
-and photos are inside the file, and its content security policy allows the two scripts written here and no request to
-anywhere: nothing that the name of a photo contains can run or call home.
+`folio report` and the demo call `write_report`. What to say is gathered here, how it looks stands in `page.html`.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from bokeh.embed import components
 from bokeh.models import Model
-from bokeh.resources import Resources
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from infra.settings import Settings
 from infra.storage import open_storage
@@ -25,9 +17,9 @@ from pipelines.report.answers import GIVEN, RERANKED, Answers, Verdict, error_cu
 from pipelines.report.examples import Photos, choose_examples, show_example
 from pipelines.report.folder import ResultsFolder, read_folder
 from pipelines.report.map_plot import answer_map, calibration_chart, error_chart, plane_at
+from pipelines.report.offline import render_offline
 from pipelines.report.photo_source import PhotoSource
-from pipelines.report.scores import headlines, recall_ks, recall_rows, say, stage_name
-from pipelines.report.wording import metres, percent
+from pipelines.report.scores import headlines, recall_ks, recall_rows
 
 TITLE: Final = "Where were these photos taken?"
 
@@ -64,9 +56,9 @@ def render_page(folder: ResultsFolder, photos: Photos, *, examples: int, title: 
     """Make the page. Does not touch the folder again; reads only the photos of the examples."""
     answers = gather_answers(folder.queries, folder.results, folder.geotags, radius_m=folder.radius_m)
     metrics = [] if folder.metrics is None else folder.metrics.to_pylist()
-    script, drawings = _embed(_drawings(folder, answers))
-    bokeh = Markup("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw))
-    return _template().render(
+    return render_offline(
+        "page.html",
+        _drawings(folder, answers),
         title=title,
         facts=folder.facts,
         radius_m=folder.radius_m,
@@ -77,15 +69,12 @@ def render_page(folder: ResultsFolder, photos: Photos, *, examples: int, title: 
         recall_ks=recall_ks(metrics),
         recall_rows=recall_rows(metrics),
         metrics=metrics,
-        drawings=drawings,
         foreseen=_foreseen(answers),
         examples=[
             (heading, [show_example(answers, row, folder.results, folder.facts["grid_side"], photos) for row in rows])
             for heading, rows in choose_examples(answers, examples)
         ],
         rejects=_rejects_by_reason(folder.rejects),
-        scripts=[bokeh, script],
-        policy=_policy([bokeh, script]),
     )
 
 
@@ -119,30 +108,3 @@ def _rejects_by_reason(rejects: pa.Table | None) -> list[tuple[str, int, Mapping
     for row in [] if rejects is None else rejects.to_pylist():
         by_reason.setdefault(row["reason"], []).append(row)
     return sorted(((reason, len(rows), rows[0]) for reason, rows in by_reason.items()), key=lambda entry: (-entry[1], entry[0]))
-
-
-def _embed(drawings: dict[str, Model]) -> tuple[Markup, dict[str, Markup]]:
-    """The script that draws, and an element for each drawing. Bokeh escapes the data it writes into the script."""
-    if not drawings:
-        return Markup(""), {}
-    script, elements = components(drawings, wrap_script=False)
-    return Markup(script), {name: Markup(element) for name, element in elements.items()}
-
-
-def _policy(scripts: list[Markup]) -> str:
-    """A content security policy that runs exactly these scripts and asks nothing of any network."""
-    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("pipelines.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"metres": metres, "percent": percent, "say": say, "stage_name": stage_name}
-    return environment.get_template("page.html")

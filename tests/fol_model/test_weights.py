@@ -87,7 +87,7 @@ def test_weights_of_another_size_are_refused(weights: Weights):
 
 
 def test_an_unknown_recipe_is_refused_with_the_names_there_are(weights: Weights):
-    with pytest.raises(ValueError, match="no recipe is called 'vit'; there are fol_vits14, fol_vitb14, fol_vitl14, tiny"):
+    with pytest.raises(ValueError, match="no recipe is called 'vit'; there are folio-small, fol_vits14, .*, tiny"):
         from_reference(weights, recipe="vit")
 
 
@@ -144,4 +144,6 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_the_tensors(weights: We
 
 
 def test_every_recipe_is_found_under_its_own_name():
-    assert [recipe_named(name).name for name in RECIPES] == ["fol_vits14", "fol_vitb14", "fol_vitl14", "tiny"]
+    assert [recipe_named(name).name for name in RECIPES] == list(RECIPES)
+    assert recipe_named("fol-vitl14").name == recipe_named("fol_vitl14").name == "fol_vitl14"
+    assert recipe_named("folio_small").name == "folio-small"

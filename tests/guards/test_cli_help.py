@@ -21,6 +21,7 @@ COMMANDS = {
     "report",
     "rollback",
     "sample-city",
+    "train",
     "verify",
     "versions",
 }
@@ -37,6 +38,23 @@ def test_help_says_what_it_does_and_shows_an_example(name: str) -> None:
     assert shown.exit_code == 0
     assert shown.output.startswith(f"Usage: main {name}")
     assert f"folio {name}" in shown.output.split("Example:")[1]
+
+
+def test_models_has_commands_of_its_own() -> None:
+    assert isinstance(main.commands["models"], click.Group)
+    assert set(main.commands["models"].commands) == {"convert", "fetch"}
+
+
+@pytest.mark.parametrize("name", ["convert", "fetch"])
+def test_help_of_a_command_of_models_does_the_same(name: str) -> None:
+    shown = CliRunner().invoke(main, ["models", name, "--help"])
+    models = main.commands["models"]
+    assert isinstance(models, click.Group)
+    options = [param for param in models.commands[name].params if isinstance(param, click.Option)]
+
+    assert shown.output.startswith(f"Usage: main models {name}")
+    assert f"folio models {name}" in shown.output.split("Example:")[1]
+    assert all(option.help for option in options)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -60,7 +78,8 @@ def test_an_unknown_option_is_a_usage_error() -> None:
 
 def test_help_imports_none_of_the_heavy_libraries() -> None:
     """Else each `folio --help` would take seconds."""
-    probe = "import sys, pipelines.cli; print({'torch', 'ray', 'prefect', 'faiss', 'pyarrow', 'bokeh'} & set(sys.modules))"
+    heavy = {"torch", "ray", "prefect", "faiss", "pyarrow", "bokeh", "huggingface_hub"}
+    probe = f"import sys, pipelines.cli; print({heavy} & set(sys.modules))"
 
     start = time.perf_counter()
     found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

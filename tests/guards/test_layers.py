@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "infra": {"infra", "schemas"},
     "pipelines": set(PACKAGES),
 }
-VERBS = ("engine", "catalog", "build", "query", "geotag", "evaluate", "report", "serve", "maintain", "train")
+VERBS = ("engine", "models", "catalog", "build", "query", "geotag", "evaluate", "report", "serve", "maintain", "train")
 HOMES = {
     "torch": lambda path: path.startswith("fol_model/"),
     "faiss": lambda path: path == "pipelines/ivfpq.py",
@@ -22,6 +22,7 @@ HOMES = {
     "ray": lambda path: path.endswith("/actors.py") or path in ("pipelines/engine/run.py", "infra/cluster.py"),
     "fsspec": lambda path: path == "infra/storage.py",
     "s3fs": lambda path: path == "infra/storage.py",
+    "huggingface_hub": lambda path: path == "pipelines/models/fetch.py",
 }
 NAMELESS = {"utils", "helpers", "common", "core", "base", "manager"}
 

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,8 @@ def test_the_environment_of_the_process_is_read(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    monkeypatch.setenv("FOLIO_MODELS", "/srv/models")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:8080/")
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
 
     assert Settings.from_environment() == Settings(
@@ -26,7 +29,15 @@ def test_the_environment_of_the_process_is_read(monkeypatch: pytest.MonkeyPatch)
         ray_address="ray://head:10001",
         prefect_api_url="http://127.0.0.1:4200/api",
         s3_endpoint_url="http://127.0.0.1:9000",
+        models=Path("/srv/models"),
+        hub="http://127.0.0.1:8080",
     )
+
+
+def test_weights_are_kept_where_a_users_data_is():
+    assert settings_from({}).models == Path.home() / ".local/share/folio/models"
+    assert settings_from({"XDG_DATA_HOME": "/data"}).models == Path("/data/folio/models")
+    assert settings_from({"FOLIO_MODELS": "~/weights"}).models == Path.home() / "weights"
 
 
 def test_the_endpoint_for_s3_goes_before_the_general_one():
@@ -36,7 +47,8 @@ def test_the_endpoint_for_s3_goes_before_the_general_one():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("FOLIO_THREADS", "0"), ("FOLIO_THREADS", "many"), ("FOLIO_THREADS", "-1"), ("FOLIO_LOG", "loud")]
+    ("name", "value"),
+    [("FOLIO_THREADS", "0"), ("FOLIO_THREADS", "many"), ("FOLIO_THREADS", "-1"), ("FOLIO_LOG", "loud"), ("HF_ENDPOINT", "hub")],
 )
 def test_a_value_that_cannot_be_is_refused(name: str, value: str):
     with pytest.raises(FolioError, match=f"{name}: found '{value}', needed .*Nothing was started"):

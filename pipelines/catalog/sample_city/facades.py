@@ -435,7 +435,7 @@ def _paint_awning(canvas: _Canvas, awning_rgb: Rgb) -> None:
 def _paint_sign(canvas: _Canvas, style: BuildingStyle, sign_rgb: Rgb, rng: np.random.Generator) -> None:
     bottom, top = 2.85, min(3.4, style.ground_height_m - 0.15)
     length = min(canvas.width_m - 0.8, float(rng.uniform(2.5, 7.0)))
-    left = float(rng.uniform(0.4, canvas.width_m - 0.4 - length))
+    left = float(rng.uniform(0.4, max(0.4, canvas.width_m - 0.4 - length)))  # rounding may take it below
     canvas.rect(left, left + length, bottom, top, sign_rgb)
     ink = (242, 238, 224) if sum(sign_rgb) < 420 else (30, 30, 34)
     cell = (top - bottom - 0.16) / 5

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fol_model import count_mutual_matches
-from fol_model.aggregation import Aggregation
+from fol_model.aggregation import Aggregation, guide_of
 from fol_model.backbone import BackboneFeatures
 from fol_model.matching import mutual_pairs
 from fol_model.network import Extraction, FoL
@@ -41,7 +41,7 @@ def features(vits14: FoL, images: Tensor) -> BackboneFeatures:
 
 @pytest.fixture(scope="module")
 def aggregation(vits14: FoL, features: BackboneFeatures) -> Aggregation:
-    aggregation: Aggregation = vits14.aggregator(features, vits14.aggregator.guide(features.attention))
+    aggregation: Aggregation = vits14.aggregator(features, guide_of(features.attention, 0.01))
     return aggregation
 
 
@@ -80,7 +80,7 @@ def test_the_class_attention_is_the_sum_over_the_heads_of_the_last_block(feature
 
 
 def test_the_same_patches_have_attention_above_the_floor(vits14: FoL, features: BackboneFeatures, reference: Arrays):
-    guide = vits14.aggregator.guide(features.attention).numpy()
+    guide = guide_of(features.attention, 0.01).numpy()
 
     np.testing.assert_array_equal(guide > 0, reference["mask_guide"] > 0)
     np.testing.assert_allclose(guide, reference["mask_guide"], rtol=0, atol=5e-6)

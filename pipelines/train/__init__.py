@@ -1,0 +1,1 @@
+"""places ▶ weights: photos are arranged into places, and the network learns to tell them apart."""
