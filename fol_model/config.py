@@ -138,6 +138,9 @@ class Recipe:
     local_patch_step: int = 1
     """Choose among every n-th row and column of patches only. More: fewer local features, `mask_fraction` of the rest."""
 
+    match_cosine: float = 0.7
+    """Local features of two photos match above this cosine. FoL's, whose features are trained for it."""
+
     seed: int | None = None
     """Weights are drawn from this seed unless others are given. None: weights must be given."""
 

@@ -101,6 +101,11 @@ class Encoder:
         return self.recipe.input_size if self.recipe.scaled_decoding else None
 
     @property
+    def reranking(self) -> RerankConfig:
+        """How candidates that this network described are put in order, unless the user says otherwise."""
+        return RerankConfig(min_cosine=self.recipe.match_cosine)
+
+    @property
     def weight_bytes(self) -> int:
         """Memory of the weights."""
         return sum(parameter.nbytes for parameter in self._network.parameters())

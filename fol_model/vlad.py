@@ -30,8 +30,8 @@ class VladAggregator(nn.Module):
             nn.Linear(2 * recipe.token_dim, recipe.token_dim),
         )
         # No dropout: the hidden units start as opposite pairs, and half a pair is no weaker signal but another one.
-        self.cluster_features = patch_mlp(C, hidden, recipe.cluster_dim, dropout=0)
-        self.score = patch_mlp(C, hidden, recipe.clusters, dropout=0)
+        self.cluster_features = patch_mlp(C, hidden, recipe.cluster_dim, dropout=0.0)
+        self.score = patch_mlp(C, hidden, recipe.clusters, dropout=0.0)
         self.centres = nn.Parameter(torch.zeros(recipe.clusters, recipe.cluster_dim))
         self.token_weight = nn.Parameter(torch.ones(1))
 

@@ -40,7 +40,7 @@ mean of the inputs cancels; else it would be most of every descriptor, and all p
 scores makes the shares neither equal nor all-or-nothing."""
 
 
-_LATER_SETTINGS: Final = (("dustbin", "attention"), ("aggregation", "salad"), ("local_patch_step", 1))
+_LATER_SETTINGS: Final = (("dustbin", "attention"), ("aggregation", "salad"), ("local_patch_step", 1), ("match_cosine", 0.7))
 """Settings that came after the first maps, with the value those maps were made with: it leaves their fingerprints as they are."""
 
 

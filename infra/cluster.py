@@ -6,6 +6,7 @@ The settings here were checked with strace: no packet leaves the loopback interf
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,5 +85,6 @@ def _loopback_only(home: Path, settings: Settings) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
         "RAY_AUTH_MODE": "disabled",
+        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",  # workers that train together find each other here
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # today's default changes in a later Ray, and it warns until one chooses
     }

@@ -84,7 +84,9 @@ PREFECT = click.option("--prefect", is_flag=True, help="Run as a Prefect flow, a
 BUILDING = _options(
     MAP,
     PHOTOS,
-    click.option("--recipe", metavar="NAME", help="Network to encode with. See `folio models`.  [default: the map's, or folio-small]"),
+    click.option(
+        "--recipe", metavar="NAME", help="Network to encode with. See `folio models`.  [default: the map's, or folio-small]"
+    ),
     WEIGHTS,
     UTM_ZONE,
     click.option("--plan", "plan_only", is_flag=True, help="Print the work, memory and disk it would take, and stop."),
@@ -342,10 +344,10 @@ def fetch(name: str, out: str | None, as_json: bool) -> None:
     _finish(done, done.lines(), {}, as_json=as_json, strict=False)
 
 
-@main.command(cls=_Command, epilog="folio train survey/2026/ --recipe tiny --out runs/first")
+@main.command(cls=_Command, epilog="folio train survey/2026/ --out runs/first")
 @click.argument("photos", metavar="PHOTOS...", nargs=-1)
 @click.option("--out", required=True, metavar="RUN", help="Folder of the run: checkpoints, curves, weights and a report.")
-@click.option("--recipe", default="tiny", show_default=True, metavar="NAME", help="Network to train. See `folio models`.")
+@click.option("--recipe", default="folio-small", show_default=True, metavar="NAME", help="Network to train. See `folio models`.")
 @click.option(
     "--start", metavar="WEIGHTS", help="Safetensors to start from, of a network or a backbone.  [default: the recipe's]"
 )
@@ -386,9 +388,18 @@ def fetch(name: str, out: str | None, as_json: bool) -> None:
 @click.option("--accumulate", default=1, show_default=True, metavar="N", help="Micro-batches in a worker's step: less memory.")
 @click.option("--ema", default=0.999, show_default=True, metavar="X", help="Decay of the running mean of the weights; 0: none.")
 @click.option(
+    "--learn",
+    type=click.Choice(["all", "reliability"]),
+    default="all",
+    show_default=True,
+    help="Only the reliability branch, from things pasted into photos: much less work, and the rest stays as it is.",
+)
+@click.option(
     "--reliability", type=float, metavar="X", help="Weight of known reliability in the loss.  [default: 1 in mode folpp, else 0]"
 )
-@click.option("--validate", default=0.1, show_default=True, metavar="SHARE", help="Of the photos, held out for validation; 0: none.")
+@click.option(
+    "--validate", default=0.1, show_default=True, metavar="SHARE", help="Of the photos, held out for validation; 0: none."
+)
 @click.option(
     "--hold-out",
     type=click.Choice(["places", "drives"]),

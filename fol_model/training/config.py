@@ -23,14 +23,25 @@ class LossWeights:
     separation: float = 1.0
     """SCEL (CEL in FoL): what is salient in a photo is nearer to what is salient in its positive than to its own rest."""
 
-    alignment: float = 5e-3
-    """alpha, of SAL: the clusters' mass and the reliability agree on where to look."""
+    alignment: float = 0.1
+    """alpha, of SAL: the clusters' mass and the reliability agree on where to look. With the released code's 5e-3 it is 0.1 % of
+    the global loss; this makes it about 2 %."""
 
     correspondence: float = 1e-2
     """beta, of the pseudo-correspondences' loss."""
 
     reliability: float = 0.0
     """Of the reliability where it is known, from pasted occluders. Needs mode `folpp` and augmented views."""
+
+    @classmethod
+    def only_reliability(cls) -> "LossWeights":
+        """Teach the branch what is pasted over, and leave everything else as it is."""
+        return cls(global_=0, local=0, separation=0, alignment=0, correspondence=0, reliability=1)
+
+    @property
+    def of_reliability_alone(self) -> bool:
+        """Nothing but the branch learns, so nothing else need ask for gradients."""
+        return not (self.global_ or self.local or self.separation or self.alignment or self.correspondence)
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

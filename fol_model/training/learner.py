@@ -158,7 +158,7 @@ class Learner:
         self._all_reduce: Final = all_reduce
         self._rank: Final = rank
         network = build(recipe, seeded_weights(recipe) if state is None else state)
-        _choose_what_learns(network, config.learned_blocks)
+        _choose_what_learns(network, config)
         self._network: Final = network.to(self._device).train()
         self._state: Final = network_names(network.state_dict())
         learned = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -400,11 +400,17 @@ _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each weight, by PyTorch's names."""
 
 
-def _choose_what_learns(network: FoL, learned_blocks: int | None) -> None:
-    """Ask for gradients of the heads, the last norm and the last blocks; of the whole backbone if no block is left out.
+def _choose_what_learns(network: FoL, config: TrainingConfig) -> None:
+    """Ask for gradients of the heads, the last norm and the last blocks; of the whole backbone if no block is left out; of the
+    reliability branch alone if no other loss counts.
 
     Nothing before the first learned block asks for a gradient, so PyTorch keeps nothing of the blocks before it.
     """
+    if config.losses.of_reliability_alone and network.reb is not None:
+        network.requires_grad_(False)
+        network.reb.requires_grad_(True)
+        return
+    learned_blocks = config.learned_blocks
     blocks = network.backbone.blocks
     network.requires_grad_(True)
     if learned_blocks is not None and learned_blocks < len(blocks):

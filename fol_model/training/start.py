@@ -26,7 +26,7 @@ PATCHES_PER_PHOTO: Final = 64
 SHARPNESS: Final = 40.0
 """How much a patch prefers the nearest centre at first: nats for each unit of half a squared distance."""
 
-LAYOUT_WEIGHT: Final = 0.2
+LAYOUT_WEIGHT: Final = 0.1
 """Length of the layout's part of a descriptor relative to that of the clusters."""
 
 K_MEANS_ROUNDS: Final = 15

@@ -148,4 +148,4 @@ def open_worker(
     encoder = load_encoder(recipe, weights=weights_file(recipe, weights, settings), device=device)
     remedy = "Give the weights the map was made with: --weights FILE.safetensors"
     require_same_model(encoder, manifest.model, map_url=storage.url, remedy=remedy)
-    return QueryWorker(OpenedMap(storage, manifest), encoder, config or RerankConfig())
+    return QueryWorker(OpenedMap(storage, manifest), encoder, config or encoder.reranking)

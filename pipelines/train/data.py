@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,7 +20,10 @@ from pipelines.train.request import TrainRequest
 from pipelines.train.validation import Validation, plan_validation
 from schemas.errors import CatalogError
 
-CITY_QUERIES_PER_PLACE = 24
+CITY_SEED: Final = 1001
+"""Of the made-up town for seed 0. Not 1, the town that `folio sample-city` makes and benchmarks measure on."""
+
+CITY_QUERIES_PER_PLACE: Final = 24
 """Photos that passers-by take at each place of the made-up town, in four kinds of weather, beside the survey car's four."""
 
 
@@ -92,7 +95,7 @@ def _read(request: TrainRequest, settings: Settings) -> Photos:
         parts.append(read_gsv_cities(Path(sources.gsv_cities), photos_per_place=request.training.photos_per_place))
     listed = list(sources.photos)
     if sources.sample_city is not None:
-        listed.append(str(write_city(Path(request.out), places=sources.sample_city, seed=1 + request.training.seed)))
+        listed.append(str(write_city(Path(request.out), places=sources.sample_city, seed=CITY_SEED + request.training.seed)))
     if listed:
         drives = sources.folders_are_drives
         parts.append(read_catalog(listed, folders_are_drives=drives, settings=settings, limits=request.limits))

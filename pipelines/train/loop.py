@@ -112,7 +112,7 @@ def train(run: Run, team: Team, settings: Settings, clock: Callable[[], float] =
     progress = folder.progress()
     try:
         with PhotoLoader(run.data.photos, settings, run.request.limits) as loader:
-            learner = _learner(run, team, folder, progress, loader)
+            learner = _started(run, team, loader) if progress is None else _restored(run, team, folder, progress)
             _Loop(run, team, settings, clock, folder, learner, loader, progress).go()
     except TrainingDiverged as error:
         folder.write_json("diverged.json", {"step": error.step, "term": error.term, "photos": list(error.photos)})
@@ -277,18 +277,36 @@ class _Loop:
         self._folder.write_json("card.json", card.metadata() | {"training": training})
 
 
-def _learner(run: Run, team: Team, folder: RunFolder, progress: Progress | None, loader: PhotoLoader) -> Learner:
-    """The network where it was, or at its start."""
+def _restored(run: Run, team: Team, folder: RunFolder, progress: Progress) -> Learner:
+    """The network where it was.
+
+    Raises:
+        ModelError: its checkpoint is damaged or gone.
+    """
+    path = folder.path / "checkpoints" / progress.checkpoint
     device, config = run.request.device, run.request.training
-    if progress is not None:
-        path = folder.path / "checkpoints" / progress.checkpoint
+    try:
         return Learner.restore(path, run.recipe, config, device=device, all_reduce=team.all_reduce, rank=team.rank)
+    except ValueError as error:
+        raise ModelError(f"{error}. Nothing was changed. Put a copy back, or start anew in another folder with --out.") from error
+
+
+def _started(run: Run, team: Team, loader: PhotoLoader) -> Learner:
+    """The network at its start: given weights, else heads fitted to the photos where the recipe has such, else seeded weights.
+
+    Raises:
+        ModelError: the weights do not fit.
+    """
+    config = run.request.training
     start: State | None = None
-    if run.request.start is not None:
-        start = start_weights(Path(run.request.start), run.recipe, seed=config.seed)
-    elif run.recipe.aggregation == "vlad":
-        start = fitted_weights(run.recipe, _sample(run, loader), seed=config.seed)
-    return Learner(run.recipe, start, config, device=device, all_reduce=team.all_reduce, rank=team.rank)
+    try:
+        if run.request.start is not None:
+            start = start_weights(Path(run.request.start), run.recipe, seed=config.seed)
+        elif run.recipe.aggregation == "vlad":
+            start = fitted_weights(run.recipe, _sample(run, loader), seed=config.seed)
+        return Learner(run.recipe, start, config, device=run.request.device, all_reduce=team.all_reduce, rank=team.rank)
+    except ValueError as error:
+        raise ModelError(f"{error}. Nothing was trained. Check --start, --recipe and the settings.") from error
 
 
 def _sample(run: Run, loader: PhotoLoader) -> Iterator[UInt8[np.ndarray, "H W 3"]]:

@@ -26,8 +26,8 @@ def read_place_labels(source: str, settings: Settings) -> dict[str, str]:
     """
     if not source.lower().endswith(photo_tables.ENDINGS):
         return {}
-    folder, _, name = source.rpartition("/")
-    table = _read(Storages(settings).at(folder or ".").get(name), name)
+    folder, slash, name = source.rpartition("/")
+    table = _read(Storages(settings).at(folder or slash or ".").get(name), name)
     places = _first_of(SPELLINGS, table.column_names)
     uris = _first_of(URI, table.column_names)
     if places is None or uris is None:

@@ -43,7 +43,7 @@ Plan = dict[str, Any]
 
 
 class StepLine(msgspec.Struct, frozen=True, kw_only=True, tag="step", tag_field="kind"):
-    """What one step did; a line of metrics.jsonl."""
+    """What one step did; a line of metrics.jsonl. Of several workers the first one's share, but for `images` and `grad_norm`."""
 
     step: int
     """Steps done, this one included."""
@@ -54,10 +54,13 @@ class StepLine(msgspec.Struct, frozen=True, kw_only=True, tag="step", tag_field=
     losses: dict[str, float]
     """Its terms, before they are weighted."""
     pseudo_correspondences: int
+    """Pairs of patches that their loss learnt from. Always none: it teaches nothing."""
     mined_pairs: int
+    """Pairs of photos that the global loss learnt from."""
     learning_rate: float
     grad_norm: float
     images: int
+    """That all workers saw."""
     seconds: float
     """Since the step before, loading included."""
     waited: float

@@ -49,6 +49,8 @@ def _checked(request: TrainRequest, settings: Settings) -> tuple[Recipe, TrainRe
     Raises:
         ModelError: the recipe, its weights or the settings do not fit.
     """
+    if "://" in request.out:
+        raise ModelError(f"{request.out}: a run's folder must be on a disk. Nothing was started. Give a folder with --out.")
     start = weights_file(request.recipe, request.start, settings)
     try:
         recipe = recipe_named(request.recipe)

@@ -4,13 +4,13 @@ Every query is looked up among all the other held-out photos: exactly, by descri
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from fol_model.config import PoolConfig, RerankConfig
+from fol_model.config import PoolConfig
 from fol_model.inference import EncodedPhoto, Encoder, Reranker
 from fol_model.recall import recall_at
 from infra.observability import progress
@@ -78,8 +78,9 @@ def validate(plan: Validation, encoder: Encoder, loader: PhotoLoader, *, epoch: 
     queries = np.array([place[plan.queries[number]] for number in asked])
     truth = plan.truth[np.ix_(asked, found)]
     order, cosines = search(np.stack([photo.descriptor for photo in readable]), queries)
+    reranker = Reranker(replace(encoder.reranking, pool=PoolConfig(fixed_size=MATCHED)))
     reranked = np.stack(
-        [_rerank(readable, int(query), ranks, own) for query, ranks, own in zip(queries, order, cosines, strict=True)]
+        [_rerank(reranker, readable, int(query), ranks, own) for query, ranks, own in zip(queries, order, cosines, strict=True)]
     )
     return Recall(
         epoch=epoch,
@@ -101,10 +102,13 @@ def search(
 
 
 def _rerank(
-    photos: Sequence[EncodedPhoto], query: int, order: Int64[np.ndarray, " ranks"], cosines: Float32[np.ndarray, " ranks"]
+    reranker: Reranker,
+    photos: Sequence[EncodedPhoto],
+    query: int,
+    order: Int64[np.ndarray, " ranks"],
+    cosines: Float32[np.ndarray, " ranks"],
 ) -> Int64[np.ndarray, " ranks"]:
     """Match the first candidates and put them in order; the others stay behind them."""
-    reranker = Reranker(RerankConfig(pool=PoolConfig(fixed_size=MATCHED)))
     pool = order[: reranker.pool_size(cosines.astype(np.float64))]
     better = reranker.rerank(photos[query], [photos[row] for row in pool.tolist()], cosines.astype(np.float64)).order
     return np.concatenate([pool[better], order[len(pool) :]])

@@ -72,7 +72,9 @@ def main() -> None:
     drives = ", ".join(sorted({row["sequence_id"] for row in rows} - {""}))
     licences = [part for text in LICENCES for part in ("--licence", text.format(drives=drives))]
     photos = [str(table), str(DATA / "train/odm_copr"), str(DATA / "train/odm_brighton")]
-    settings = ["--recipe", "folio-small", "--sample-city", "40", "--out", str(given.out / "run")]
+    settings = ["--recipe", "folio-small", "--learn", "reliability", "--sample-city", "12", "--out", str(given.out / "run")]
+    settings += ["--places", "12", "--photos-per-place", "2", "--learning-rate", "1e-3", "--linear-steps", "300", "--ema", "0.98"]
+    settings += ["--validate", "0.05", "--checkpoint-minutes", "2"]
     folio(["train", *photos, *settings, *licences, *given.options])
 
 

@@ -46,7 +46,7 @@ def main() -> None:
 
         network_s = per_item(lambda: [encoder.encode([photo]) for photo in photos], PHOTOS)
         decode_s = per_item(lambda: [decoder.decode(data, min_side=encoder.decode_side) for data in files], PHOTOS)
-        built = run_build(BuildRequest(map_url=str(place), photos=(str(city / "database"),)), settings)
+        built = run_build(BuildRequest(recipe="tiny", map_url=str(place), photos=(str(city / "database"),)), settings)
         start = time.perf_counter()
         worker = open_worker(str(place), settings)
         open_s = time.perf_counter() - start

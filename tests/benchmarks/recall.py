@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -322,7 +322,7 @@ def main() -> None:
     use_threads(1)
     cv2.setNumThreads(1)
     encoder = open_encoder(asked.recipe, weights=asked.weights, device="cpu")
-    reranker, cache = Reranker(RerankConfig(mode=asked.mode)), Cache(WORK / "cache")
+    reranker, cache = Reranker(replace(encoder.reranking, mode=asked.mode)), Cache(WORK / "cache")
     rows: list[Row] = []
     for name in asked.sets.split(","):
         try:

@@ -45,7 +45,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def city(photos: Path, tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> City:
     place = tmp_path_factory.mktemp("map") / "map"
-    built = run_build(BuildRequest(map_url=str(place), photos=(str(photos / "database"),)), settings)
+    built = run_build(BuildRequest(recipe="tiny", map_url=str(place), photos=(str(photos / "database"),)), settings)
     return City(database=photos / "database", queries=photos / "queries", map=place, built=built)
 
 

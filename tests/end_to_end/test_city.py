@@ -55,7 +55,7 @@ def test_every_photo_of_the_city_is_in_the_map(city: City) -> None:
 def test_the_same_build_again_changes_no_byte(city: City, settings: Settings) -> None:
     before = files_of(city.map)
 
-    again = run_build(BuildRequest(map_url=str(city.map), photos=(str(city.database),)), settings)
+    again = run_build(BuildRequest(recipe="tiny", map_url=str(city.map), photos=(str(city.database),)), settings)
 
     assert not again.published
     assert again.encoded == 0
@@ -83,6 +83,7 @@ def test_a_photo_of_the_map_finds_itself_and_its_place(city: City, settings: Set
 def test_the_answer_does_not_depend_on_how_photos_were_cut(city: City, settings: Settings, tmp_path: Path) -> None:
     other = tmp_path / "other"
     request = BuildRequest(
+        recipe="tiny",
         map_url=str(other),
         photos=(str(city.database),),
         partition=PartitionConfig(max_photos=23, min_photos=1),
@@ -111,10 +112,10 @@ def test_backfill_adds_photos_and_touches_nothing_else(city: City, settings: Set
         for photo in photos:
             shutil.copy(photo, folder)
     place = tmp_path / "map"
-    run_build(BuildRequest(map_url=str(place), photos=(str(first),)), settings)
+    run_build(BuildRequest(recipe="tiny", map_url=str(place), photos=(str(first),)), settings)
     before, old = files_of(place), read_head(open_storage(str(place), settings))
 
-    summary = run_build(BuildRequest(map_url=str(place), photos=(str(second),), mode="backfill"), settings)
+    summary = run_build(BuildRequest(recipe="tiny", map_url=str(place), photos=(str(second),), mode="backfill"), settings)
 
     after, new = files_of(place), read_head(open_storage(str(place), settings))
     assert summary.photos == len(names)
@@ -127,12 +128,12 @@ def test_backfill_adds_photos_and_touches_nothing_else(city: City, settings: Set
 def test_a_build_drops_vanished_photos_without_the_network(city: City, settings: Settings, tmp_path: Path) -> None:
     database, place = tmp_path / "database", tmp_path / "map"
     shutil.copytree(city.database, database)
-    run_build(BuildRequest(map_url=str(place), photos=(str(database),)), settings)
+    run_build(BuildRequest(recipe="tiny", map_url=str(place), photos=(str(database),)), settings)
     gone = sorted(database.iterdir())[::60]
     for photo in gone:
         photo.unlink()
 
-    summary = run_build(BuildRequest(map_url=str(place), photos=(str(database),)), settings)
+    summary = run_build(BuildRequest(recipe="tiny", map_url=str(place), photos=(str(database),)), settings)
 
     head = read_head(open_storage(str(place), settings))
     assert summary.encoded == 0
@@ -152,7 +153,7 @@ def test_twenty_photos_make_a_map_too(city: City, settings: Settings, tmp_path: 
     for photo in sorted(city.database.iterdir())[:20]:
         shutil.copy(photo, database)
 
-    run_build(BuildRequest(map_url=str(tmp_path / "map"), photos=(str(database),)), settings)
+    run_build(BuildRequest(recipe="tiny", map_url=str(tmp_path / "map"), photos=(str(database),)), settings)
 
     head = read_head(open_storage(str(tmp_path / "map"), settings))
     assert (head.index.kind, head.index.quantizer) == ("flat", None)
@@ -167,7 +168,9 @@ def test_bad_photos_are_set_aside_and_the_good_ones_are_not_affected(city: City,
     shutil.copytree(city.database, database)
     for extra in sorted(database.iterdir())[60:]:
         extra.unlink()
-    request = BuildRequest(map_url=str(tmp_path / "clean"), photos=(str(database),), partition=PartitionConfig(min_photos=500))
+    request = BuildRequest(
+        recipe="tiny", map_url=str(tmp_path / "clean"), photos=(str(database),), partition=PartitionConfig(min_photos=500)
+    )
     run_build(request, settings)
     good = sorted(database.iterdir())
     whole = good[0].read_bytes()
@@ -176,7 +179,10 @@ def test_bad_photos_are_set_aside_and_the_good_ones_are_not_affected(city: City,
     (database / "text.jpg").write_text("not a picture")
 
     summary = run_build(
-        BuildRequest(map_url=str(tmp_path / "map"), photos=(str(database),), partition=PartitionConfig(min_photos=500)), settings
+        BuildRequest(
+            recipe="tiny", map_url=str(tmp_path / "map"), photos=(str(database),), partition=PartitionConfig(min_photos=500)
+        ),
+        settings,
     )
 
     assert summary.photos == 60

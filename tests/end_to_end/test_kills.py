@@ -22,7 +22,17 @@ from tests.end_to_end.conftest import City
 
 def start_build(place: Path, photos: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", "from pipelines.cli import main; main()", "build", str(place), str(photos), "--json"],
+        [
+            sys.executable,
+            "-c",
+            "from pipelines.cli import main; main()",
+            "build",
+            str(place),
+            str(photos),
+            "--recipe",
+            "tiny",
+            "--json",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "FOLIO_THREADS": "2"},
@@ -45,7 +55,7 @@ def test_a_build_killed_half_way_goes_on_where_it_was(city: City, tmp_path: Path
     assert len(finished) >= 2
     assert list_versions(open_storage(str(place), Settings(threads=1))) == []
 
-    summary = run_build(BuildRequest(map_url=str(place), photos=(str(city.database),)), Settings(threads=2))
+    summary = run_build(BuildRequest(recipe="tiny", map_url=str(place), photos=(str(city.database),)), Settings(threads=2))
 
     assert summary.photos == city.built.photos
     assert 0 < summary.encoded < city.built.encoded

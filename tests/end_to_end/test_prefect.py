@@ -63,7 +63,7 @@ def test_a_build_is_a_flow_run_with_its_numbers_as_artifacts(
     for photo in sorted(city.database.iterdir())[:20]:
         shutil.copy(photo, database)
 
-    ran = folio_process("build", tmp_path / "map", database, "--json", env=prefect_api)
+    ran = folio_process("build", tmp_path / "map", database, "--recipe", "tiny", "--json", env=prefect_api)
 
     assert ran.code == 0, ran.err
     assert ran.json()["photos"] == 20

@@ -36,7 +36,9 @@ def test_segments_are_the_same_bytes_in_process_and_on_ray_with_actors_killed(ci
     database.mkdir()
     for photo in sorted(city.database.iterdir())[:120]:
         shutil.copy(photo, database)
-    here = run_build(BuildRequest(map_url=str(tmp_path / "here"), photos=(str(database),), partition=SMALL), Settings(threads=2))
+    here = run_build(
+        BuildRequest(recipe="tiny", map_url=str(tmp_path / "here"), photos=(str(database),), partition=SMALL), Settings(threads=2)
+    )
     killed: list[int] = []
     done = threading.Event()
 
@@ -50,7 +52,7 @@ def test_segments_are_the_same_bytes_in_process_and_on_ray_with_actors_killed(ci
     killer.start()
     try:
         on_ray = run_build(
-            BuildRequest(map_url=str(tmp_path / "ray"), photos=(str(database),), partition=SMALL, workers="ray"),
+            BuildRequest(recipe="tiny", map_url=str(tmp_path / "ray"), photos=(str(database),), partition=SMALL, workers="ray"),
             Settings(threads=2),
         )
     finally:

@@ -19,8 +19,8 @@ def test_photos_map_and_results_may_lie_in_a_bucket(
         survey.put(photo.name, photo.read_bytes())
     here = {"AWS_ENDPOINT_URL": s3_endpoint}
 
-    built = folio("build", "s3://maps/town", "s3://maps/survey", "--json", env=here)
-    again = folio("build", "s3://maps/town", "s3://maps/survey", "--json", env=here)
+    built = folio("build", "s3://maps/town", "s3://maps/survey", "--recipe", "tiny", "--json", env=here)
+    again = folio("build", "s3://maps/town", "s3://maps/survey", "--recipe", "tiny", "--json", env=here)
     tagged = folio("geotag", "s3://maps/town", "s3://maps/survey", "--out", "s3://maps/geotags", "--json", env=here)
 
     assert built.code == again.code == tagged.code == 0, built.err + again.err + tagged.err

@@ -87,7 +87,7 @@ def test_weights_of_another_size_are_refused(weights: Weights):
 
 
 def test_an_unknown_recipe_is_refused_with_the_names_there_are(weights: Weights):
-    with pytest.raises(ValueError, match="no recipe is called 'vit'; there are folio-small, fol_vits14, .*, tiny"):
+    with pytest.raises(ValueError, match=r"no recipe is called 'vit'; there are folio-small, fol_vits14, .*, tiny"):
         from_reference(weights, recipe="vit")
 
 

@@ -83,7 +83,7 @@ def total_loss(
     Args:
         sight: what the network saw, in a grid of any size and with a local map of any stride.
         places: whose photo each is.
-        weights: of the terms.
+        weights: of the terms. One whose weight is 0 is not computed and comes out as 0.
         known_reliability: 1 for patches that other views show, 0 for those they do not, NaN where unknown. None: all unknown.
         mode: which maps are compared. `fol`: M_a and attention; `folpp`: M_a and R.
         self_supervised: where reliability is unknown, teach it the network's own guess, `regions.matchable`.
@@ -99,19 +99,21 @@ def total_loss(
     with torch.autocast(sight.descriptors.device.type, enabled=False):
         sight = _in_float32(sight)
         other_map, M = _maps(sight, mode)
+        nothing = M.new_zeros(())
         mined = mine_pairs(sight.descriptors, places)
         triplets = batch_hard_triplets(sight.descriptors, places)
         positives = photos_of_a_place(places)
         found = pseudo_correspondences(sight.patches.flatten(2), sight.plan[:, :-1], M, positives, CorrespondenceRules())
         known = _known(sight, known_reliability, triplets if self_supervised else None)
-        terms = {
-            "global_": multi_similarity(sight.descriptors, places, mined),
-            "local": local_loss(_features_under_mask(sight), triplets),
-            "separation": contrast(sight.patches.flatten(2), M, positives),
-            "alignment": alignment(sight.mass, other_map),
-            "correspondence": _drawn_together(sight, found),
-            "reliability": reliability_loss(sight.reliability, known) if mode == "folpp" else M.new_zeros(()),
+        formulas = {
+            "global_": lambda: multi_similarity(sight.descriptors, places, mined),
+            "local": lambda: local_loss(_features_under_mask(sight), triplets),
+            "separation": lambda: contrast(sight.patches.flatten(2), M, positives),
+            "alignment": lambda: alignment(sight.mass, other_map),
+            "correspondence": lambda: _drawn_together(sight, found),
+            "reliability": lambda: reliability_loss(sight.reliability, known) if mode == "folpp" else nothing,
         }
+        terms = {name: formula() if getattr(weights, name) else nothing for name, formula in formulas.items()}
         return Losses(
             **terms,
             total=torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum(),

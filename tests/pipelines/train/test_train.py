@@ -1,6 +1,7 @@
 """A training from photos to weights: stopped and gone on with, refused, diverged."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,16 @@ def test_a_finished_run_that_is_run_again_changes_nothing(whole: tuple[TrainRequ
 
     assert again == summary
     assert Path(summary.weights).read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(whole: tuple[TrainRequest, TrainSummary], tmp_path: Path):
+    request = replace(whole[0], out=str(tmp_path / "run"))
+    shutil.copytree(whole[0].out, request.out)
+    checkpoint = max((tmp_path / "run" / "checkpoints").iterdir())
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+
+    with pytest.raises(ModelError, match=rf"{checkpoint.name}.*truncated.*Nothing was changed"):
+        run_training(request, SETTINGS)
 
 
 def test_another_setting_is_refused_and_named(whole: tuple[TrainRequest, TrainSummary]):
