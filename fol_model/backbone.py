@@ -25,13 +25,13 @@ class BackboneFeatures:
     patches: Float[Tensor, "B C g g"]
     """Patch tokens after the final LayerNorm, F in the paper."""
 
-    token: Float[Tensor, "B C"]
+    token: Float[Tensor, "B token"]
     """The class token after the final LayerNorm."""
 
     attention: Float[Tensor, "B N"]
     """The last block's attention from the class token to each patch, summed over the heads (the paper says averaged)."""
 
-    taps: tuple[Float[Tensor, "B C g g"], ...]
+    taps: tuple[Float[Tensor, "B tap g g"], ...]
     """Raw patch tokens after a half, three quarters and all of the blocks, for the reliability branch."""
 
     strength: Float[Tensor, "B N"] | None = None

@@ -104,7 +104,7 @@ def layout(of_direction: Float[Tensor, "B 8 p p"]) -> Float[Tensor, "B 512"]:
 
 
 @lru_cache(maxsize=32)
-def _cell_weights(pixels: int, grid_side: int, cell: float, device: torch.device) -> Float[Tensor, "rows p"]:
+def _cell_weights(pixels: int, grid_side: int, cell: int, device: torch.device) -> Float[Tensor, "rows p"]:
     """Weights of pixels in the cells along one side: triangles two cells wide, cell by cell, in each for all patches."""
     patch = pixels / grid_side
     centres = (torch.arange(grid_side) + 0.5) * patch - 0.5

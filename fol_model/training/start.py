@@ -105,7 +105,7 @@ def _fit(network: FoL, photos: Iterable[Float32[Tensor, "B 3 S S"]], random: tor
     half_length = centres.square().sum(dim=1) / 2
     _pair_up(aggregator.score, kept.T, -(mean @ kept), SHARPNESS * centres, -SHARPNESS * half_length)
     aggregator.centres.copy_(centres)
-    layout_mean, layout_kept = principal_components(layouts, recipe.token_dim, whiteness=0)
+    layout_mean, layout_kept = principal_components(layouts, recipe.token_dim, whiteness=0.0)
     identity = torch.eye(recipe.token_dim)
     _pair_up(aggregator.token_features, layout_kept.T, -(layout_mean @ layout_kept), identity, torch.zeros(recipe.token_dim))
     aggregator.token_weight.fill_(LAYOUT_WEIGHT)
@@ -140,21 +140,28 @@ def _pair_up(
     second_bias: Float[Tensor, " out"],
 ) -> None:
     """Make two layers with a ReLU between them compute second (first x + first_bias) + second_bias; other hidden units say 0."""
-    into, out = layers[0], layers[-1]
+    (into, into_bias), (out, out_bias) = _parameters(layers[0]), _parameters(layers[-1])
     k = len(first)
-    if 2 * k > into.weight.shape[0]:
-        raise ValueError(f"{into.weight.shape[0]} hidden units hold pairs for {into.weight.shape[0] // 2} directions, not {k}")
-    into.weight[: 2 * k] = torch.cat([first, -first]).view(2 * k, *into.weight.shape[1:])
-    into.bias[: 2 * k] = torch.cat([first_bias, -first_bias])
-    out.weight.zero_()
-    out.weight[:, : 2 * k] = torch.cat([second, -second], dim=1).view(len(second), 2 * k, *out.weight.shape[2:])
-    out.bias.copy_(second_bias)
+    if 2 * k > len(into):
+        raise ValueError(f"{len(into)} hidden units hold pairs for {len(into) // 2} directions, not {k}")
+    into[: 2 * k] = torch.cat([first, -first]).view(2 * k, *into.shape[1:])
+    into_bias[: 2 * k] = torch.cat([first_bias, -first_bias])
+    out.zero_()
+    out[:, : 2 * k] = torch.cat([second, -second], dim=1).view(len(second), 2 * k, *out.shape[2:])
+    out_bias.copy_(second_bias)
+
+
+def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Give weight and bias, to be written to."""
+    weight, bias = layer.parameters()
+    return weight, bias
 
 
 def _interpolate(conv: nn.ConvTranspose2d, across: Float[Tensor, "C out"], bias: Float[Tensor, " out"]) -> None:
     """Make an up-convolution map channels and interpolate linearly between pixels."""
+    weight, own_bias = _parameters(conv)
     tent = torch.tensor([0.5, 1.0, 0.5])
-    conv.weight.zero_()
-    conv.weight[:, : across.shape[1]] = across[:, :, None, None] * tent.outer(tent)
-    conv.bias.zero_()
-    conv.bias[: len(bias)] = bias
+    weight.zero_()
+    weight[: len(across), : across.shape[1]] = across[:, :, None, None] * tent.outer(tent)
+    own_bias.zero_()
+    own_bias[: len(bias)] = bias

@@ -64,7 +64,7 @@ def train_on_ray(run: Run, workers: int, cluster: Cluster, settings: Settings) -
         problem = trainer.fit().return_value  # type: ignore[attr-defined]  # of its second version
     except TrainingFailedError as error:
         raise WorkError(
-            f"{folder.path}: the workers were lost {RESTARTS + 1} times: {_first_line(error)}. The last checkpoint is whole. "
+            f"{folder.path}: the workers failed {RESTARTS + 1} times, at last by: {_cause(error)}. The last checkpoint is whole. "
             "Run the same command again to go on."
         ) from error
     finally:
@@ -90,8 +90,11 @@ def _gpu(cluster: Cluster) -> dict[str, float]:
     return {"GPU": cluster.gpus_each} if cluster.gpus else {}
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _cause(error: TrainingFailedError) -> str:
+    """The last line of what one of the workers said."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    said = [line.strip() for line in str(failures[0] if failures else error).splitlines() if line.strip()]
+    return said[-1].rstrip(".") if said else type(error).__name__
 
 
 def _with_photos(problem: str, folder: RunFolder) -> str:

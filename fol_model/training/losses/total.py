@@ -6,6 +6,7 @@ Letters: B photos, N = g x g patches, C channels of a patch, D channels of a loc
 p pairs of photos.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -105,7 +106,7 @@ def total_loss(
         positives = photos_of_a_place(places)
         found = pseudo_correspondences(sight.patches.flatten(2), sight.plan[:, :-1], M, positives, CorrespondenceRules())
         known = _known(sight, known_reliability, triplets if self_supervised else None)
-        formulas = {
+        formulas: dict[str, Callable[[], Tensor]] = {
             "global_": lambda: multi_similarity(sight.descriptors, places, mined),
             "local": lambda: local_loss(_features_under_mask(sight), triplets),
             "separation": lambda: contrast(sight.patches.flatten(2), M, positives),
