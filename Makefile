@@ -1,5 +1,5 @@
 # Two commands: `make demo` builds and queries a small city, `make test` runs the tests. Both set up .venv first.
-.PHONY: help setup demo test test-slow lint bench bench-recall clean
+.PHONY: help setup demo test test-slow lint bench bench-recall weights clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
@@ -26,6 +26,9 @@ bench: setup  ## how fast, how large; not a test
 
 bench-recall: setup  ## how often the right place is found, beside hand-made descriptors; ARGS="--recipe tiny --sets mapillary"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.recall $(ARGS)
+
+weights: setup  ## train the default weights anew from the photos beside the project; run again to go on
+	@.venv/bin/python -m tests.benchmarks.default_weights out/weights
 
 clean:  ## remove what the targets made
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache *.egg-info

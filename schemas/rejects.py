@@ -13,7 +13,7 @@ REJECTS: Final = pa.schema(
         pa.field("uri", pa.string(), nullable=False),
         pa.field("root", pa.string(), nullable=False),
         pa.field("photo_key", pa.string()),  # null when the bytes could not be read
-        pa.field("stage", pa.string(), nullable=False),  # catalog, encode or query
+        pa.field("stage", pa.string(), nullable=False),  # catalog, encode, query or train
         pa.field("reason", pa.string(), nullable=False),  # a RejectReason
         pa.field("detail", pa.string(), nullable=False),
     ]
