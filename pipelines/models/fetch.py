@@ -187,6 +187,6 @@ def _arrived(part: Path) -> int:
 
 def _by_hand(published: Published, settings: Settings) -> str:
     return (
-        f"Or download it by hand from {settings.hub}/{published.repository}/resolve/main/{published.file} and run: "
+        f"Try again, or download it by hand from {settings.hub}/{published.repository}/resolve/main/{published.file} and run: "
         f"folio models convert {published.file}"
     )

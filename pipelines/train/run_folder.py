@@ -14,10 +14,12 @@ RUN/
   diverged.json          only if a loss turned NaN: at which step and on which photos
 """
 
+import fcntl
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,12 +94,34 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Early: nothing got better any more."""
 
 
+LOCK: Final = "run.lock"
+"""Held by the run that is at work in a folder."""
+
+
 class RunFolder:
     """One run's folder on this machine."""
 
     def __init__(self, path: str, settings: Settings) -> None:
         self.path: Final = Path(path)
         self._storage = open_storage(path, settings)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs of this machine out; a killed run keeps nobody out.
+
+        Raises:
+            ModelError: another run is at work here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ModelError(
+                    f"{self.path}: another training is at work in this folder. Nothing was changed. "
+                    "Wait for it, or give another --out."
+                ) from error
+            yield
 
     def open(self, plan: Plan) -> None:
         """Start a run, or make sure that one which has got somewhere is the same.
@@ -108,7 +132,9 @@ class RunFolder:
         """
         before = self._json("plan.json")
         if before is None:
-            strangers = sorted(file.name for file in self.path.glob("*") if file.name not in ("sample-city", "sample-city.part"))
+            strangers = sorted(
+                file.name for file in self.path.glob("*") if file.name not in ("sample-city", "sample-city.part", LOCK)
+            )
             if strangers:
                 raise ModelError(
                     f"{self.path}: holds {', '.join(strangers[:3])} but no plan.json, so it is no training run. "

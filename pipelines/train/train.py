@@ -24,7 +24,8 @@ def run_training(request: TrainRequest, settings: Settings) -> TrainSummary:
 
     Raises:
         CatalogError: the photos cannot be understood, or are too few.
-        ModelError: recipe, weights and settings do not fit, the run's folder is another run's, a loss turned NaN, memory ran out.
+        ModelError: recipe, weights and settings do not fit, the run's folder is another run's or in use, a loss turned NaN, memory
+            ran out.
         PlanError: more workers than the cluster has room for.
         StorageError: a store does not answer.
         WorkError: workers were lost too often.
@@ -33,14 +34,15 @@ def run_training(request: TrainRequest, settings: Settings) -> TrainSummary:
     data = read_training_set(request, settings)
     run = _planned(request, recipe, data)
     folder = RunFolder(request.out, settings)
-    folder.open(run.plan)
-    folder.write_rejects(data.rejects, rank=0)
-    if request.workers is None:
-        use_threads(settings.threads)
-        train(run, Alone(), settings)
-    else:
-        _train_on_ray(run, request.workers, settings)
-    return _summary(run, folder)
+    with folder.locked():
+        folder.open(run.plan)
+        folder.write_rejects(data.rejects, rank=0)
+        if request.workers is None:
+            use_threads(settings.threads)
+            train(run, Alone(), settings)
+        else:
+            _train_on_ray(run, request.workers, settings)
+        return _summary(run, folder)
 
 
 def _checked(request: TrainRequest, settings: Settings) -> tuple[Recipe, TrainRequest]:

@@ -125,7 +125,7 @@ def test_a_hub_that_has_no_such_file_says_404_and_how_to_go_on(hub: Hub, hub_set
     hub.files.clear()
 
     with pytest.raises(
-        ModelError, match=r"it has no such file \(404\)\. Nothing was changed\. Or download it by hand from "
+        ModelError, match=r"it has no such file \(404\)\. Nothing was changed\. Try again, or download it by hand from "
     ) as error:
         fetch("tiny", hub_settings.models, hub_settings)
 

@@ -115,3 +115,12 @@ def test_rejects_are_added_up_and_counted_once(tmp_path: Path):
     run.write_rejects([bad], rank=1)
 
     assert run.rejected() == {"truncated": 2}
+
+
+def test_two_trainings_at_once_do_not_share_a_folder(tmp_path: Path) -> None:
+    first, second = (RunFolder(str(tmp_path / "run"), Settings(threads=1)) for _ in range(2))
+
+    with first.locked(), pytest.raises(ModelError, match="another training is at work in this folder"), second.locked():
+        pass
+    with second.locked():
+        pass
