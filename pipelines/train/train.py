@@ -24,8 +24,7 @@ def run_training(request: TrainRequest, settings: Settings) -> TrainSummary:
 
     Raises:
         CatalogError: the photos cannot be understood, or are too few.
-        ModelError: recipe, weights and settings do not fit, the run's folder is another run's or in use, a loss turned NaN, memory
-            ran out.
+        ModelError: recipe, weights and settings do not fit, the folder is another run's or in use, a loss turned NaN, no memory.
         PlanError: more workers than the cluster has room for.
         StorageError: a store does not answer.
         WorkError: workers were lost too often.
