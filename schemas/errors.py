@@ -14,6 +14,7 @@
     │   ├── FormatError         written in a format this version of Folio does not read
     │   └── DamagedError        an object of the map is missing, truncated or altered
     └── CommitError             nothing was published
+        ├── CommitConflict      another run published what this one cannot be merged with
         └── CommitUnknown       the store's answer was lost; the version may or may not exist, nothing was deleted
 
 A message says where, what was found, what was needed, what is safe, and what to do next, in one line: the command line
@@ -90,6 +91,10 @@ class DamagedError(MapError):
 
 class CommitError(FolioError):
     """Nothing was published."""
+
+
+class CommitConflict(CommitError):  # noqa: N818
+    """Another run has published what this one cannot be merged with."""
 
 
 class CommitUnknown(CommitError):  # noqa: N818

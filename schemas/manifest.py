@@ -2,14 +2,22 @@
 
 `manifests/<version, 20 digits>.json` is created only if absent and never changed, so a version means the same for ever. Paths are
 relative to the map. No credentials and no host paths stand in it.
+
+Documents (manifests, receipts, tags, leases) are sealed: `sha256` is that of the whole file with its own 64 digits replaced by
+zeros, so a damaged document is noticed before anything in it is believed. Formats 1 of manifest and receipt have no seal.
 """
 
-from typing import Any, TypeVar
+import hashlib
+import re
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
-from schemas.errors import FormatError
+from schemas.errors import DamagedError, FormatError
 from schemas.versions import FORMATS, require_readable
+
+Action = Literal["build", "backfill", "rollback", "takedown", "repair", "unknown"]
+"""What published a version: the command line's word; `unknown` in manifests of format 1."""
 
 BBox = tuple[float, float, float, float]
 """West, south, east, north in degrees."""
@@ -36,6 +44,8 @@ class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Of its photos; None when every photo was rejected."""
     objects: list[ObjectRef]
     """Every object of the segment, by path."""
+    sha256: str = ""
+    """The seal, by which manifests name this receipt. Of format 1: of the whole file."""
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,6 +69,7 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Row ranges [start, stop) that are not part of this version."""
     bbox: BBox
     receipt_sha256: str
+    """`Receipt.sha256`."""
 
 
 class ShardSegment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -128,18 +139,50 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     configuration: dict[str, Any]
     single_writer: bool = False
     """True: published without proof that the store refuses a second writer."""
+    action: Action = "unknown"
+    sha256: str = ""
+    """The seal; see above. Empty until the document is written."""
 
 
 class Tag(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`tags/<name>.json`: a name for a version."""
+    """`tags/<name>.json`: a name for a version, which gc then keeps. Created only if absent."""
 
+    format_version: int = FORMATS["tag"]
     version: int
+    created_at: str
+    """UTC, ISO 8601."""
+    sha256: str = ""
+    """The seal; see above. Empty until the document is written."""
+
+
+class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`runs/<run_id>/lease.json`: somebody is at work, as long as the store's clock says that this was written lately."""
+
+    format_version: int = FORMATS["lease"]
+    run_id: str
+    action: str
+    """The command at work; `gc` is told from the others."""
+    pins: list[int] = []
+    """Versions that the run reads and gc must leave whole."""
+    sha256: str = ""
+    """The seal; see above. Empty until the document is written."""
+
+
+class Retired(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`retired/<version, 20 digits>.json`: gc or a purge may have removed objects of this version; it is not opened again."""
+
+    format_version: int = FORMATS["retired"]
+    version: int
+    reason: Literal["gc", "purge"]
+    sha256: str = ""
+    """The seal; see above. Empty until the document is written."""
 
 
 def decode_manifest(data: bytes, *, where: str) -> Manifest:
     """Read a manifest.
 
     Raises:
+        DamagedError: it is not what was written.
         FormatError: not a manifest, or one of a format this Folio does not read.
     """
     return _decode(data, Manifest, "manifest", where)
@@ -149,29 +192,74 @@ def decode_receipt(data: bytes, *, where: str) -> Receipt:
     """Read a receipt.
 
     Raises:
+        DamagedError: it is not what was written.
         FormatError: not a receipt, or one of a format this Folio does not read.
     """
-    return _decode(data, Receipt, "receipt", where)
+    receipt = _decode(data, Receipt, "receipt", where)
+    return receipt if receipt.sha256 else msgspec.structs.replace(receipt, sha256=hashlib.sha256(data).hexdigest())
+
+
+def decode_tag(data: bytes, *, where: str) -> Tag:
+    """Read a tag; raises as `decode_manifest`."""
+    return _decode(data, Tag, "tag", where)
+
+
+def decode_lease(data: bytes, *, where: str) -> Lease:
+    """Read a lease; raises as `decode_manifest`."""
+    return _decode(data, Lease, "lease", where)
+
+
+def decode_retired(data: bytes, *, where: str) -> Retired:
+    """Read a mark of retirement; raises as `decode_manifest`."""
+    return _decode(data, Retired, "retired", where)
 
 
 def encode_json(document: msgspec.Struct) -> bytes:
-    """Write a manifest, receipt or tag: indented JSON, so that a person can read it; the same bytes for the same content."""
-    return msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=1) + b"\n"
+    """Write a document: indented JSON, so that a person can read it, sealed where it has a seal.
+
+    The same bytes for the same content.
+    """
+    if "sha256" not in document.__struct_fields__:
+        return _as_text(document)
+    blank = _as_text(msgspec.structs.replace(document, sha256=_BLANK))
+    return blank.replace(_BLANK.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
 
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+_BLANK: Final = "0" * 64
+_SEAL: Final = re.compile(rb'^ "sha256": "([0-9a-f]{64})",?$', re.MULTILINE)
+_UNSEALED: Final = {"manifest": 1, "receipt": 1}
+"""The last format of each kind that had no seal."""
 
 
 class _Head(msgspec.Struct):
     format_version: int
 
 
+def _as_text(document: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=1) + b"\n"
+
+
 def _decode(data: bytes, kind_type: type[T], kind: str, where: str) -> T:
     try:
         # The number first: a newer format may have fields this version would call unknown.
-        require_readable(kind, msgspec.json.decode(data, type=_Head).format_version, where=where)
+        number = msgspec.json.decode(data, type=_Head).format_version
+        require_readable(kind, number, where=where)
+        if number > _UNSEALED.get(kind, 0):
+            _require_seal(data, kind, where)
         return msgspec.json.decode(data, type=kind_type)
     except msgspec.MsgspecError as error:
         raise FormatError(
             f"{where}: expected a {kind}, found {error}. Nothing was changed. Check the map: folio verify"
         ) from error
+
+
+def _require_seal(data: bytes, kind: str, where: str) -> None:
+    seal = _SEAL.search(data)
+    blank = data if seal is None else data[: seal.start(1)] + _BLANK.encode() + data[seal.end(1) :]
+    if seal is None or seal[1].decode() != hashlib.sha256(blank).hexdigest():
+        raise DamagedError(
+            f"{where}: the {kind} is not what was written: its sha256 does not match. Nothing of it was used and nothing was "
+            "changed. See what else is damaged: folio verify"
+        )

@@ -31,7 +31,7 @@ from pipelines.engine.model import describe_model, require_same_model
 from pipelines.engine.partition import Partition
 from schemas import layout
 from schemas.errors import CatalogError
-from schemas.manifest import Manifest, Producer, Receipt, SegmentEntry, encode_json
+from schemas.manifest import Manifest, Producer, Receipt, SegmentEntry
 from schemas.reasons import RejectReason
 from schemas.rejects import REJECTS
 
@@ -168,6 +168,7 @@ def _draft(
         statistics=_statistics(stored, selection, index.shards, reasons),
         configuration={"partition": asdict(request.partition), "index": asdict(request.index), "limits": asdict(request.limits)},
         single_writer=request.single_writer,
+        action=request.mode,
     )
 
 
@@ -179,7 +180,7 @@ def _segment_entry(receipt: Receipt, selection: Selection) -> SegmentEntry:
         rows=receipt.rows,
         masked_rows=masked_ranges(selection[receipt.segment_id]),
         bbox=receipt.bbox,
-        receipt_sha256=hashlib.sha256(encode_json(receipt)).hexdigest(),
+        receipt_sha256=receipt.sha256,
     )
 
 

@@ -8,8 +8,9 @@ import msgspec
 from infra.commits import list_versions, publish, read_head, read_version, receipt_path
 from infra.observability import progress
 from infra.storage import Storage
-from schemas.errors import ObjectMissing
+from schemas.errors import MapError, ObjectMissing
 from schemas.manifest import Manifest, ObjectRef, decode_receipt
+from schemas.versions import FORMATS
 
 
 class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +59,8 @@ def rollback(storage: Storage, version: int) -> Manifest:
         MapMissing: no such version.
     """
     old = read_version(storage, version)
-    return publish(storage, lambda head: None if head is not None and head.content_id == old.content_id else old)
+    again = msgspec.structs.replace(old, format_version=FORMATS["manifest"], action="rollback")
+    return publish(storage, lambda head: None if head is not None and head.content_id == old.content_id else again)
 
 
 def verify(storage: Storage, *, version: int | None = None) -> Verification:
@@ -93,11 +95,15 @@ def _objects(storage: Storage, manifest: Manifest, problems: list[Problem]) -> I
         except ObjectMissing:
             problems.append(Problem(path=path, found="nothing", needed=f"sha256 {segment.receipt_sha256}"))
             continue
-        sha256 = hashlib.sha256(data).hexdigest()
-        if sha256 != segment.receipt_sha256:
-            problems.append(Problem(path=path, found=f"sha256 {sha256}", needed=f"sha256 {segment.receipt_sha256}"))
+        try:
+            receipt = decode_receipt(data, where=path)
+        except MapError as error:
+            problems.append(Problem(path=path, found=str(error), needed=f"sha256 {segment.receipt_sha256}"))
             continue
-        yield from decode_receipt(data, where=path).objects
+        if receipt.sha256 != segment.receipt_sha256:
+            problems.append(Problem(path=path, found=f"sha256 {receipt.sha256}", needed=f"sha256 {segment.receipt_sha256}"))
+            continue
+        yield from receipt.objects
 
 
 def _check(storage: Storage, ref: ObjectRef) -> Iterator[Problem]:

@@ -1,6 +1,5 @@
 """One version of a map, opened for reading: its shards in memory, its segments on demand. Everything is checked before use."""
 
-import hashlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -148,11 +147,10 @@ class _PhotoCache(Generic[T]):
 
 def _checked_receipt(storage: Storage, entry: SegmentEntry) -> Receipt:
     path = receipt_path(entry.segment_id)
-    data = storage.get(path)
-    found = hashlib.sha256(data).hexdigest()
-    if found != entry.receipt_sha256:
+    receipt = decode_receipt(storage.get(path), where=f"{storage.url}/{path}")
+    if receipt.sha256 != entry.receipt_sha256:
         raise DamagedError(
-            f"{storage.url}/{path}: sha256 {found[:12]} was found, but the manifest needs {entry.receipt_sha256[:12]}. "
+            f"{storage.url}/{path}: sha256 {receipt.sha256[:12]} was found, but the manifest needs {entry.receipt_sha256[:12]}. "
             f"No answer was given from it. See what else is damaged: folio verify {storage.url}"
         )
-    return decode_receipt(data, where=f"{storage.url}/{path}")
+    return receipt

@@ -19,18 +19,22 @@ from schemas.images import IMAGES, image_id, photo_key
 from schemas.local_features import LocalFeatures
 from schemas.manifest import (
     IndexEntry,
+    Lease,
     Manifest,
     ModelEntry,
     ObjectRef,
     Producer,
     Receipt,
+    Retired,
     SegmentEntry,
     ShardEntry,
     ShardSegment,
+    Tag,
 )
 from schemas.metrics import METRICS
 from schemas.rejects import REJECTS
 from schemas.results import RESULTS
+from schemas.tombstones import TOMBSTONES
 
 DIM = 16
 LOCAL_DIM = 8
@@ -184,7 +188,25 @@ def manifest() -> Manifest:
         statistics={"photos": 3, "segment_bytes": 7, "index_bytes": 9, "rejected": {"truncated": 1}},
         configuration={"index": {"seed": 7}},
         single_writer=True,
+        action="backfill",
     )
+
+
+def tag() -> Tag:
+    return Tag(version=42, created_at="2026-11-21T03:00:00+00:00")
+
+
+def lease() -> Lease:
+    return Lease(run_id="0011223344556677", action="rollback", pins=[41])
+
+
+def retired() -> Retired:
+    return Retired(version=3, reason="purge")
+
+
+def tombstones() -> pa.Table:
+    gone = {"image_id": image_id(URIS[1]), "photo_key": photo_key(URIS[1], 1000, "sha256:00"), "checksum": "sha256:00"}
+    return pa.Table.from_pylist([gone], TOMBSTONES)
 
 
 def plan() -> BuildPlan:
@@ -257,8 +279,9 @@ TABLES = {
     "geotags": (geotags, FACTS),
     "metrics": (metrics, FACTS | {"radius_m": 25.0}),
     "coverage": (coverage, {}),
+    "tombstones": (tombstones, {}),
 }
 """Rows and file facts, by kind."""
 
-DOCUMENTS = {"receipt": receipt, "manifest": manifest, "plan": plan}
+DOCUMENTS = {"receipt": receipt, "manifest": manifest, "plan": plan, "tag": tag, "lease": lease, "retired": retired}
 """What is stored as JSON, by kind."""
