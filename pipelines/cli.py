@@ -235,7 +235,7 @@ def versions(map_url: str, as_json: bool) -> None:
     """List the published versions of the map at MAP, oldest first."""
     from infra.commits import read_head
     from infra.storage import open_storage
-    from pipelines.maintain.maintain import versions as list_all
+    from pipelines.maintain.versions import versions as list_all
 
     storage = open_storage(map_url, _settings())
     read_head(storage)  # a map that does not exist is an error, not an empty list
@@ -257,7 +257,7 @@ def versions(map_url: str, as_json: bool) -> None:
 def rollback(map_url: str, number: int) -> None:
     """Publish a new version of the map at MAP that equals version N. History stays, so this can be rolled back too."""
     from infra.storage import open_storage
-    from pipelines.maintain.maintain import rollback as publish_again
+    from pipelines.maintain.versions import rollback as publish_again
 
     head = publish_again(open_storage(map_url, _settings()), number)
     click.echo(f"{map_url}: version {head.version} now has the content of version {number}")
@@ -270,7 +270,7 @@ def rollback(map_url: str, number: int) -> None:
 def verify(map_url: str, version: int | None, as_json: bool) -> None:
     """Read every object of the map at MAP and check its size and sha256. Exits with 1 if one is missing or altered."""
     from infra.storage import open_storage
-    from pipelines.maintain.maintain import verify as check
+    from pipelines.maintain.verify import verify as check
 
     found = check(open_storage(map_url, _settings()), version=version)
     if as_json:

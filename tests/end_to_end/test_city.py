@@ -23,7 +23,8 @@ from pipelines.engine.partition import PartitionConfig
 from pipelines.evaluate.evaluate import run_evaluation
 from pipelines.geotag.geotag import GeotagRequest, run_geotag
 from pipelines.ivfpq import IndexConfig
-from pipelines.maintain.maintain import rollback, verify, versions
+from pipelines.maintain.verify import verify
+from pipelines.maintain.versions import rollback, versions
 from tests.end_to_end.conftest import City, Ran
 
 

@@ -16,7 +16,7 @@ from infra.settings import Settings
 from infra.storage import open_storage
 from pipelines.build.build import run_build
 from pipelines.build.request import BuildRequest
-from pipelines.maintain.maintain import verify
+from pipelines.maintain.verify import verify
 from tests.end_to_end.conftest import City
 
 

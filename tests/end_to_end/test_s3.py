@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.settings import Settings
 from infra.storage import open_storage
-from pipelines.maintain.maintain import verify
+from pipelines.maintain.verify import verify
 from tests.end_to_end.conftest import City, Ran
 
 

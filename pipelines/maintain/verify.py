@@ -1,30 +1,15 @@
-"""manifests ▶ versions, rollback, verify: look after a published map."""
+"""manifest ▶ every object of a version read and compared with what was published."""
 
 import hashlib
 from collections.abc import Iterator
 
 import msgspec
 
-from infra.commits import list_versions, publish, read_head, read_version, receipt_path
+from infra.commits import read_head, read_version, receipt_path
 from infra.observability import progress
 from infra.storage import Storage
 from schemas.errors import MapError, ObjectMissing
 from schemas.manifest import Manifest, ObjectRef, decode_receipt
-from schemas.versions import FORMATS
-
-
-class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A version, as `folio versions` lists it."""
-
-    version: int
-    created_at: str
-    photos: int
-    segments: int
-    shards: int
-    index: str
-    recipe: str
-    trained: bool
-    content_id: str
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,25 +27,6 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     objects: int
     size_bytes: int
     problems: list[Problem]
-
-
-def versions(storage: Storage) -> list[VersionLine]:
-    """List the published versions, oldest first."""
-    return [_line(read_version(storage, number)) for number in list_versions(storage)]
-
-
-def rollback(storage: Storage, version: int) -> Manifest:
-    """Publish a new version with the content of an old one; history stays as it was.
-
-    Returns:
-        The newest version afterwards; the one before, if it already has that content.
-
-    Raises:
-        MapMissing: no such version.
-    """
-    old = read_version(storage, version)
-    again = msgspec.structs.replace(old, format_version=FORMATS["manifest"], action="rollback")
-    return publish(storage, lambda head: None if head is not None and head.content_id == old.content_id else again)
 
 
 def verify(storage: Storage, *, version: int | None = None) -> Verification:
@@ -117,17 +83,3 @@ def _check(storage: Storage, ref: ObjectRef) -> Iterator[Problem]:
         yield Problem(path=ref.path, found=f"{len(data)} bytes", needed=f"{ref.size_bytes} bytes")
     elif sha256 != ref.sha256:
         yield Problem(path=ref.path, found=f"sha256 {sha256}", needed=f"sha256 {ref.sha256}")
-
-
-def _line(manifest: Manifest) -> VersionLine:
-    return VersionLine(
-        version=manifest.version,
-        created_at=manifest.created_at,
-        photos=manifest.statistics["photos"],
-        segments=len(manifest.segments),
-        shards=len(manifest.index.shards),
-        index=manifest.index.kind,
-        recipe=manifest.model.recipe,
-        trained=manifest.model.trained,
-        content_id=manifest.content_id,
-    )
