@@ -1,5 +1,5 @@
 # Two commands: `make demo` builds and queries a small city, `make test` runs the tests. Both set up .venv first.
-.PHONY: help setup demo test test-slow lint bench bench-recall weights clean
+.PHONY: help setup demo test test-slow test-faults lint bench bench-recall weights clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
@@ -15,6 +15,11 @@ test: setup  ## every fast test
 
 test-slow: setup  ## the long ones: kills, large maps
 	@.venv/bin/python -m pytest -m slow
+
+test-faults: setup  ## kills, races, a store that misbehaves, damage: the numbers of infra/README.md
+	@rm -f out/faults.jsonl
+	@FOLIO_FAULTS=full .venv/bin/python -m pytest tests/faults; status=$$?; \
+	    .venv/bin/python -m tests.faults.profile | tee out/faults.md; exit $$status
 
 lint: setup  ## formatting, lint and types
 	@.venv/bin/ruff format --check .

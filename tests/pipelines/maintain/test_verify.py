@@ -5,6 +5,7 @@ import hashlib
 import msgspec
 import pytest
 
+from infra.commits import publish
 from infra.storage import Storage
 from pipelines.maintain.verify import Problem, verify
 from schemas.errors import MapMissing
