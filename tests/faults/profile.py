@@ -1,6 +1,6 @@
 """How much the fault suites do, and the table of what they did.
 
-`make test` runs each with a few rounds; `make test-faults` sets FOLIO_FAULTS=full, runs the numbers that Folio promises, and prints
+`make test` runs each with a few rounds; `make test-faults` sets FOLIO_FAULTS=full, runs the numbers that Folio promises and prints
 the table, which it also leaves in out/faults.md.
 """
 
