@@ -1,7 +1,7 @@
 """How much the fault suites do, and the table of what they did.
 
-`make test` runs each with a few rounds; `make test-faults` sets FOLIO_FAULTS=full, runs the numbers that Folio promises and prints
-the table, which it also leaves in out/faults.md.
+`make test` runs each with a few rounds. `make test-faults` sets FOLIO_FAULTS=full, runs the numbers that Folio promises, prints
+the table and leaves it in out/faults.md.
 """
 
 import json
