@@ -26,6 +26,9 @@ PATCHES_PER_PHOTO: Final = 64
 SHARPNESS: Final = 40.0
 """How much a patch prefers the nearest centre at first: nats for each unit of half a squared distance."""
 
+ASSIGNMENT_DIM: Final = 64
+"""Principal components that say which centres a patch is near, however few of them its residuals keep."""
+
 LAYOUT_WEIGHT: Final = 0.1
 """Length of the layout's part of a descriptor relative to that of the clusters."""
 
@@ -97,14 +100,15 @@ def _fit(network: FoL, photos: Iterable[Float32[Tensor, "B 3 S S"]], random: tor
         raise ValueError(
             f"the heads of recipe {recipe.name} need more than {recipe.token_dim} photos to be fitted, got {len(layouts)}"
         )
-    mean, components = principal_components(patches, max(recipe.cluster_dim, recipe.local_dim), whiteness=0.5)
-    kept = components[:, : recipe.cluster_dim]
-    centres = k_means((patches - mean) @ kept, recipe.clusters, random)
+    assignment_dim = max(recipe.cluster_dim, ASSIGNMENT_DIM)
+    mean, components = principal_components(patches, max(assignment_dim, recipe.local_dim), whiteness=0.5)
+    near, kept = components[:, :assignment_dim], components[:, : recipe.cluster_dim]
+    centres = k_means((patches - mean) @ near, recipe.clusters, random)
     identity = torch.eye(recipe.cluster_dim)
     _pair_up(aggregator.cluster_features, kept.T, -(mean @ kept), identity, torch.zeros(recipe.cluster_dim))
     half_length = centres.square().sum(dim=1) / 2
-    _pair_up(aggregator.score, kept.T, -(mean @ kept), SHARPNESS * centres, -SHARPNESS * half_length)
-    aggregator.centres.copy_(centres)
+    _pair_up(aggregator.score, near.T, -(mean @ near), SHARPNESS * centres, -SHARPNESS * half_length)
+    aggregator.centres.copy_(centres[:, : recipe.cluster_dim])
     layout_mean, layout_kept = principal_components(layouts, recipe.token_dim, whiteness=0.0)
     identity = torch.eye(recipe.token_dim)
     _pair_up(aggregator.token_features, layout_kept.T, -(layout_mean @ layout_kept), identity, torch.zeros(recipe.token_dim))

@@ -37,7 +37,7 @@ from schemas.errors import ModelError
 
 LOG: Final = logging.getLogger("folio.train")
 
-FITTED_PHOTOS: Final = 300
+FITTED_PHOTOS: Final = 700
 """The heads of a recipe that starts from a descriptor made by hand are fitted to so many photos."""
 
 LOG_EVERY_S: Final = 60.0
