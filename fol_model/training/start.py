@@ -27,7 +27,8 @@ SHARPNESS: Final = 40.0
 """How much a patch prefers the nearest centre at first: nats for each unit of half a squared distance."""
 
 ASSIGNMENT_DIM: Final = 64
-"""Principal components that say which centres a patch is near, however few of them its residuals keep."""
+"""Principal components that say which centres a patch is near, however few of them its residuals keep. At most half as many as
+there are hidden units."""
 
 LAYOUT_WEIGHT: Final = 0.1
 """Length of the layout's part of a descriptor relative to that of the clusters."""
@@ -100,7 +101,7 @@ def _fit(network: FoL, photos: Iterable[Float32[Tensor, "B 3 S S"]], random: tor
         raise ValueError(
             f"the heads of recipe {recipe.name} need more than {recipe.token_dim} photos to be fitted, got {len(layouts)}"
         )
-    assignment_dim = max(recipe.cluster_dim, ASSIGNMENT_DIM)
+    assignment_dim = max(recipe.cluster_dim, min(ASSIGNMENT_DIM, recipe.hidden // 2))
     mean, components = principal_components(patches, max(assignment_dim, recipe.local_dim), whiteness=0.5)
     near, kept = components[:, :assignment_dim], components[:, : recipe.cluster_dim]
     centres = k_means((patches - mean) @ near, recipe.clusters, random)
