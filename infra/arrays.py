@@ -18,7 +18,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from infra.storage import Storage
-from infra.tables import damaged, get_object, put_object
+from infra.tables import READ_THREADS, damaged, get_object, put_object
 from schemas.errors import DamagedError, FormatError, ObjectMissing
 from schemas.local_features import LocalFeatures
 from schemas.manifest import ObjectRef
@@ -28,9 +28,6 @@ AnyArray = zarr.Array[Any]
 
 SHARD_BYTES: Final = 32 * 1024 * 1024
 """Features in one shard object, about, and in the writer's memory."""
-
-READ_THREADS: Final = 8
-"""Requests under way at once when photos are read; on S3 their waiting adds up otherwise."""
 
 INDEX_ENTRY_BYTES: Final = 16
 CRC_BYTES: Final = 4
@@ -242,6 +239,8 @@ class _StorageStore(Store):
         path = f"{self._path}/{key}"
         if not self.read_only and path not in self.written:
             return None  # a writer's folder is new, so what it did not write is not there
+        if self._expected and path not in self._expected:
+            return None  # nor is what the receipt does not list
         try:
             data = await asyncio.to_thread(self._fetch, path)
         except ObjectMissing as error:
@@ -275,7 +274,7 @@ class _StorageStore(Store):
         return self.list()
 
     def _fetch(self, path: str) -> bytes:
-        return get_object(self._storage, self._expected[path]) if path in self._expected else self._storage.get(path)
+        return get_object(self._storage, self._expected[path]) if self._expected else self._storage.get(path)
 
 
 def _array(group: zarr.Group, name: str) -> AnyArray:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from infra.settings import Settings, changed_environment
+from infra.settings import S3_ENDPOINT, Settings, changed_environment
 from schemas.errors import WorkError
 
 OBJECT_STORE_BYTES: Final = 256 << 20
@@ -28,7 +28,8 @@ class Cluster:
     cpus: int
     gpus: int
     worker_environment: dict[str, str]
-    """What an actor sets before it works: our own HOME, where AWS credentials are, in place of the one Ray was started with."""
+    """What an actor sets before it works: the S3 server of the map, and on this machine our own HOME, where AWS credentials are,
+    in place of the one Ray was started with."""
 
     @property
     def gpus_each(self) -> float:
@@ -48,6 +49,8 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
         WorkError: the cluster named by RAY_ADDRESS cannot be joined.
     """
     own_environment = {} if settings.ray_address else {"HOME": str(Path.home())}
+    if settings.s3_endpoint_url:
+        own_environment[S3_ENDPOINT] = settings.s3_endpoint_url
     with TemporaryDirectory(prefix="folio-ray-") as home, changed_environment(_loopback_only(Path(home), settings)):
         import ray  # here, because Ray reads its environment on import, and most commands do not need it
 

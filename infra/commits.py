@@ -1,27 +1,29 @@
-"""Receipts and numbered manifests: the only code that must be right about other writers.
+"""Receipts, numbered manifests, tags and retirement: the only code that must be right about other writers.
 
 A version exists when `manifests/<number, 20 digits>.json` does. It is created only if absent and never changed or deleted, so
 numbers are never used again. Whoever loses the race for a number makes its version anew on top of the winner's. After a
 doubtful answer the manifest is read back, and its `commit_id` says whose it is; an unknown outcome touches nothing.
+
+Before objects of a version are removed, `retired/<number>.json` is created. Its manifest stays, but its photos are not opened.
 
 Design: ARCHITECTURE.md, "The commit protocol"; the bugs it avoids: RELIABILITY.md 1.2.
 """
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from random import SystemRandom
 from threading import Barrier
-from typing import Final
+from typing import Final, Literal
 from uuid import uuid4
 
 import msgspec
 
 from infra.storage import Storage
-from schemas.errors import CommitError, CommitUnknown, ConditionsIgnored, MapMissing, ObjectMissing, StorageError
-from schemas.manifest import Manifest, Receipt, decode_manifest, decode_receipt, encode_json
+from schemas.errors import CommitError, CommitUnknown, ConditionsIgnored, MapError, MapMissing, ObjectMissing, StorageError
+from schemas.manifest import Manifest, Receipt, Retired, Tag, decode_manifest, decode_receipt, decode_tag, encode_json
 
 ATTEMPTS: Final = 20
 """Version numbers a publisher loses to others before it gives up."""
@@ -35,7 +37,12 @@ FIRST_PAUSE_S: Final = 0.1
 PROBE_ROUNDS: Final = 5
 PROBE_WRITERS: Final = 8
 
+TAG_NAME: Final = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of digits alone is a version's number."""
+
 _MANIFEST: Final = re.compile(r"manifests/(\d{20})\.json")
+_RETIRED: Final = re.compile(r"retired/(\d{20})\.json")
+_TAG: Final = re.compile(r"tags/(.+)\.json")
 
 
 def manifest_path(version: int) -> str:
@@ -46,6 +53,16 @@ def manifest_path(version: int) -> str:
 def receipt_path(segment_id: str) -> str:
     """Name the receipt of a segment."""
     return f"receipts/{segment_id}.json"
+
+
+def retired_path(version: int) -> str:
+    """Name the mark of a version that gc or a purge took objects of."""
+    return f"retired/{version:020d}.json"
+
+
+def tag_path(name: str) -> str:
+    """Name a tag."""
+    return f"tags/{name}.json"
 
 
 def list_versions(storage: Storage) -> list[int]:
@@ -61,7 +78,7 @@ def head_or_none(storage: Storage) -> Manifest | None:
         FormatError: it is of a format this Folio does not read.
     """
     versions = list_versions(storage)
-    return read_version(storage, versions[-1]) if versions else None
+    return read_manifest(storage, versions[-1]) if versions else None
 
 
 def read_head(storage: Storage) -> Manifest:
@@ -77,8 +94,29 @@ def read_head(storage: Storage) -> Manifest:
     return head
 
 
-def read_version(storage: Storage, version: int) -> Manifest:
-    """Read the manifest of one version.
+def read_version(storage: Storage, version: int | str) -> Manifest:
+    """Read the manifest of a version whose photos are to be opened.
+
+    Args:
+        storage: of the map.
+        version: its number or a tag.
+
+    Raises:
+        MapMissing: no such version.
+        MapError: gc or a purge has removed parts of it.
+        FormatError: it is of a format this Folio does not read.
+    """
+    manifest = read_manifest(storage, version_number(storage, version))
+    if manifest.version in list_retired(storage):
+        raise MapError(
+            f"{storage.url}: version {manifest.version} is retired: gc or a purge of photos taken down has removed parts of it. "
+            f"Nothing was changed. See which are whole: folio versions {storage.url}"
+        )
+    return manifest
+
+
+def read_manifest(storage: Storage, version: int) -> Manifest:
+    """Read the manifest of one version, also of a retired one.
 
     Raises:
         MapMissing: no such version.
@@ -91,6 +129,83 @@ def read_version(storage: Storage, version: int) -> Manifest:
         raise MapMissing(
             f"{storage.url}: no version {version} here. Nothing was changed. See which there are: folio versions {storage.url}"
         ) from error
+
+
+def list_retired(storage: Storage) -> set[int]:
+    """List the versions that are not to be opened any more."""
+    names = (_RETIRED.fullmatch(info.path) for info in storage.list("retired"))
+    return {int(name[1]) for name in names if name}
+
+
+def retire(
+    storage: Storage,
+    versions: Iterable[int],
+    *,
+    reason: Literal["gc", "purge", "repair"],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Mark versions as not to be opened any more, before objects of theirs are removed.
+
+    Args:
+        storage: of the map.
+        versions: their numbers.
+        reason: what removes the objects.
+        check: as for `publish`.
+
+    Raises:
+        StorageError: it cannot be told whether all are marked; nothing of theirs may be removed.
+    """
+    for version in sorted(versions):
+        _create_or_read(storage, retired_path(version), encode_json(Retired(version=version, reason=reason)), check)
+
+
+def list_tags(storage: Storage) -> dict[str, int]:
+    """List the versions that have names, by name.
+
+    Raises:
+        FormatError: a tag is of a format this Folio does not read, or damaged.
+    """
+    names = (_TAG.fullmatch(info.path) for info in storage.list("tags"))
+    return {name[1]: decode_tag(storage.get(name[0]), where=f"{storage.url}/{name[0]}").version for name in names if name}
+
+
+def create_tag(storage: Storage, name: str, version: int) -> None:
+    """Give a version a name. Doing it twice changes nothing.
+
+    Raises:
+        MapError: the name is another version's, or cannot be one.
+        StorageError: it cannot be told whether there is such a tag now.
+    """
+    if not TAG_NAME.fullmatch(name):
+        raise MapError(
+            f"{storage.url}: found the tag name {name!r}, needed a letter or digit, then letters, digits, '.', '_' and '-', at "
+            "most 64 and not digits alone. Nothing was changed."
+        )
+    mine = Tag(version=version, created_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    there = decode_tag(_create_or_read(storage, tag_path(name), encode_json(mine)), where=f"{storage.url}/{tag_path(name)}")
+    if there.version != version:
+        raise MapError(
+            f"{storage.url}: the tag {name} is version {there.version} already, not {version}. Nothing was changed. To move it: "
+            f"folio tag {storage.url} {name} --delete, then again"
+        )
+
+
+def version_number(storage: Storage, name: int | str) -> int:
+    """Find the number of a version given by number or tag; that there is such a version is not checked for a number.
+
+    Raises:
+        MapMissing: no such tag.
+        FormatError: the tag is of a format this Folio does not read, or damaged.
+    """
+    if isinstance(name, int) or name.isdecimal():
+        return int(name)
+    path = tag_path(name)
+    if TAG_NAME.fullmatch(name):
+        try:
+            return decode_tag(storage.get(path), where=f"{storage.url}/{path}").version
+        except ObjectMissing:
+            pass
+    raise MapMissing(f"{storage.url}: no tag {name} here. Nothing was changed. See which there are: folio versions {storage.url}")
 
 
 def read_receipts(storage: Storage) -> dict[str, Receipt]:
@@ -117,7 +232,9 @@ def write_receipt(storage: Storage, receipt: Receipt) -> Receipt:
     return decode_receipt(_create_or_read(storage, path, encode_json(receipt)), where=f"{storage.url}/{path}")
 
 
-def publish(storage: Storage, make: Callable[[Manifest | None], Manifest | None]) -> Manifest:
+def publish(
+    storage: Storage, make: Callable[[Manifest | None], Manifest | None], *, check: Callable[[], None] = lambda: None
+) -> Manifest:
     """Publish the next version of a map.
 
     Args:
@@ -125,6 +242,8 @@ def publish(storage: Storage, make: Callable[[Manifest | None], Manifest | None]
         make: given the newest version (None: there is none yet), makes the content of the next, or returns None when nothing
             changes. Called again, on the then newest version, whenever another publisher was faster. What it puts into
             `version`, `parent`, `commit_id` and `created_at` is overwritten here.
+        check: called before every request that may publish; raises when this run must not publish any more, as
+            `HeldLease.require` does.
 
     Returns:
         The version published; the newest one, when nothing changed.
@@ -142,7 +261,7 @@ def publish(storage: Storage, make: Callable[[Manifest | None], Manifest | None]
         mine = _numbered(draft, head)
         path = manifest_path(mine.version)
         try:
-            there = _create_or_read(storage, path, encode_json(mine))
+            there = _create_or_read(storage, path, encode_json(mine), check)
         except StorageError as error:
             raise CommitUnknown(
                 f"{storage.url}: version {mine.version} may have been published or not: {error} "
@@ -169,7 +288,7 @@ def probe(storage: Storage) -> None:
 
     def create(path: str) -> bool:
         start.wait()
-        return storage.put_if_absent(path, b"Folio tries whether this store honours create-if-absent.")
+        return storage.put_if_absent(path, f"Folio tries whether this store honours create-if-absent. {uuid4().hex}".encode())
 
     with ThreadPoolExecutor(PROBE_WRITERS) as pool:
         for path in (f"{folder}/{round_}" for round_ in range(PROBE_ROUNDS)):
@@ -195,7 +314,7 @@ def _numbered(draft: Manifest, head: Manifest | None) -> Manifest:
     )
 
 
-def _create_or_read(storage: Storage, path: str, data: bytes) -> bytes:
+def _create_or_read(storage: Storage, path: str, data: bytes, check: Callable[[], None] = lambda: None) -> bytes:
     """Create an object if absent and return what is there then: `data`, or what another writer created.
 
     Trying again is safe after a lost answer: should the first try have succeeded, it is our own bytes that we read.
@@ -204,6 +323,7 @@ def _create_or_read(storage: Storage, path: str, data: bytes) -> bytes:
         StorageError: it cannot be told what is there.
     """
     for attempt in range(CREATE_ATTEMPTS):
+        check()
         try:
             return data if storage.put_if_absent(path, data) else storage.get(path)
         except StorageError as doubt:

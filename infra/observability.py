@@ -5,15 +5,20 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from tqdm import tqdm
+
+SIGNED_REQUESTS: Final = ("aiobotocore", "botocore")
+"""Loggers that at debug level write whole requests, with the access key and a signature made with the secret one."""
 
 T = TypeVar("T")
 
 
 def configure_logging(level: str) -> None:
     """Send log records of this process to stderr, from `level` ("debug", "info", "warning" or "error") upwards."""
+    for name in SIGNED_REQUESTS:
+        logging.getLogger(name).setLevel(logging.INFO)
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )

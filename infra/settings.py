@@ -4,6 +4,7 @@ Credentials are not here: s3fs finds them by itself where the AWS tools look (va
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,12 @@ MAX_DEFAULT_THREADS: Final = 8
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 HUB: Final = "https://huggingface.co"
+
+_OPEN_URL: Final = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
+"""Without user, password or query, so that everybody may see it."""
+
+S3_ENDPOINT: Final = "AWS_ENDPOINT_URL_S3"
+"""The variable that `folio --endpoint` sets: workers, and whatever else reads the environment, then find the same server."""
 
 
 def _models_folder(data_home: str | None = None) -> Path:
@@ -36,7 +43,7 @@ class Settings:
     """FOLIO_LOG: debug, info, warning or error. Default: warning."""
 
     s3_endpoint_url: str | None = None
-    """AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: an S3 server other than AWS."""
+    """`folio --endpoint`, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: an S3 server other than AWS."""
 
     ray_address: str | None = None
     """RAY_ADDRESS: a Ray cluster to join; None: start one on this machine when workers are asked for."""
@@ -80,12 +87,26 @@ def settings_from(variables: Mapping[str, str]) -> Settings:
     return Settings(
         threads=int(threads),
         log_level=log_level,
-        s3_endpoint_url=variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or None,
+        s3_endpoint_url=_endpoint(variables),
         ray_address=variables.get("RAY_ADDRESS") or None,
         prefect_api_url=variables.get("PREFECT_API_URL") or None,
         models=Path(models).expanduser() if models else _models_folder(variables.get("XDG_DATA_HOME")),
         hub=hub,
     )
+
+
+def _endpoint(variables: Mapping[str, str]) -> str | None:
+    """Read the URL of the S3 server, which is shown in errors and logs."""
+    for name in (S3_ENDPOINT, "AWS_ENDPOINT_URL"):
+        if url := variables.get(name):
+            if not _OPEN_URL.fullmatch(url):
+                raise FolioError(
+                    f"S3 endpoint ({name} or --endpoint): found a URL with a user, password or query in it, or none of a server, "
+                    "needed http://host:port or https://host:port. Nothing was started. Give credentials in AWS_PROFILE or "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+                )
+            return url
+    return None
 
 
 def _refusal(name: str, found: str, needed: str) -> str:

@@ -6,15 +6,21 @@ Everything that reads or writes a map or lists photos is handed a `Storage`. An 
 | store      | whole or not at all                      | create if absent                                        |
 |------------|------------------------------------------|---------------------------------------------------------|
 | local disk | temporary file, fsync, rename            | temporary file, fsync, hard link                        |
-| S3         | PutObject, multipart from 100 MB         | PutObject with If-None-Match: *                         |
+| S3         | PutObject, multipart from 100 MB         | PutObject with If-None-Match: *, never multipart        |
 | memory     | one assignment                           | under a lock of this process                            |
 | other URLs | as their fsspec file system does         | its mode="create"; `commits.probe` finds out if it does |
+
+A request that fails for a reason that may pass is made again, and every request here may be: writing or deleting twice is
+harmless, and after a refused create the object is read, to see whether an earlier try of the same call had made it.
 """
 
 import errno
+import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,16 +37,50 @@ from infra.settings import Settings
 from schemas.errors import ObjectMissing, StorageError
 
 TEMPORARY_SUFFIX: Final = ".folio-tmp"
-"""Of files being written; a killed process may leave some. Never listed."""
+"""Of files being written; a killed process may leave some. Only `leftovers` lists them."""
 
-ATTEMPTS: Final = 6
-"""How often a request to a remote store is tried."""
+ATTEMPTS: Final = 10
+"""How often a request to a remote store is tried. Where three requests in ten fail, one in 170,000 does so ten times."""
 
 FIRST_PAUSE_S: Final = 0.2
-"""Longest pause after the first failed request; it doubles each time, so six attempts wait 6 s in all at most."""
+"""Longest pause after the first failed request; it doubles each time."""
+
+LONGEST_PAUSE_S: Final = 3.0
+"""Where the doubling ends: ten attempts wait 18 s in all at most, 9 s as a rule, about as long as a server takes to restart."""
+
+LONGEST_RETRY_AFTER_S: Final = 30.0
+"""The longest wait a store may ask for (Retry-After); one that asks for more is asked again earlier."""
+
+CONNECT_TIMEOUT_S: Final = 10
+READ_TIMEOUT_S: Final = 60
+"""Without a byte of an answer; a request that takes longer is made again."""
+
+CREATE_WITHIN_S: Final = 30.0
+"""After this no create is tried again: whoever makes sure of something before it creates (`commits.publish`) must know until when
+it must hold, which is this and one `READ_TIMEOUT_S` later."""
+
+PART_BYTES: Final = 16 << 20
+"""Larger objects of a remote store are read in parts of this size, so that a failure costs a part and not the object."""
+
+PARTS_AT_ONCE: Final = 8
+
+ATTEMPTS_OF_A_PART: Final = 6
+"""By botocore, of each part of a large object on its way up, with pauses of 31 s in all at most."""
+
+MULTIPART_BYTES: Final = 100 << 20
+"""From here s3fs uploads in parts."""
+
+CREATE_MAX_BYTES: Final = 64 << 20
+"""Of an object that is created if absent: one PutObject, since some stores ignore the condition when parts are put together. A
+manifest of half a million segments is smaller."""
 
 TRANSIENT_STATUS: Final = frozenset({409, 429, 500, 502, 503, 504})
 """HTTP answers after which the same request may well succeed."""
+
+TRANSIENT_CODES: Final = frozenset({"BadDigest", "IncompleteBody", "NoSuchUpload", "RequestTimeout", "XAmzContentSHA256Mismatch"})
+"""Of S3, with status 400 or 404: the request was cut or altered on the way, or what its parts became was not answered."""
+
+LOG: Final = logging.getLogger("folio.storage")
 
 _MEMORY_LOCK: Final = Lock()
 
@@ -94,14 +134,22 @@ class Storage(Protocol):
         """Write an object unless there is one, whole or not at all. Of many concurrent callers one creates it.
 
         Returns:
-            True: this call created it. False: it was there.
+            True: this call created it. False: there was one. Where answers get lost, another's object of exactly these bytes
+            counts as this call's, so put into it what tells writers apart, wherever that matters.
 
         Raises:
-            StorageError: also when the answer was lost; then this call may have created the object or not.
+            StorageError: also when no answer came; then this call may have created the object or not.
         """
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """List every object below the folder `prefix`, sorted by path, without temporary files. Nothing there: nothing."""
+
+    def leftovers(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """List the temporary files below the folder `prefix` that writers have not finished or, killed, left behind.
+
+        Their paths can be read and deleted. Unfinished uploads of a bucket are not among them: no reader ever sees those, and
+        the bucket's own rule removes them (AbortIncompleteMultipartUpload).
+        """
 
     def info(self, path: str) -> ObjectInfo:
         """Describe one object.
@@ -158,6 +206,7 @@ class LocalStorage:
         target = self._file(path)
         with self._explained(path, "write"), _temporary_beside(target, data) as temporary:
             temporary.replace(target)
+            _sync(target.parent)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """See `Storage`."""
@@ -166,15 +215,17 @@ class LocalStorage:
             try:
                 target.hardlink_to(temporary)
             except FileExistsError:
-                return False
+                return temporary.stat().st_nlink > 1  # NFS may make the link, lose the answer and ask again
+            _sync(target.parent)
             return True
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Storage`. Links to folders are followed, but never round in a circle. Pipes and devices are not objects."""
-        folder = self._file(prefix) if prefix else self._root
-        with self._explained(prefix, "list"):
-            found = [self._describe(file, stat) for file, stat in _walk(folder, frozenset())]
-        yield from sorted(found, key=lambda info: info.path)
+        return (info for info in self._below(prefix) if not info.path.endswith(TEMPORARY_SUFFIX))
+
+    def leftovers(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `Storage`."""
+        return (info for info in self._below(prefix) if info.path.endswith(TEMPORARY_SUFFIX))
 
     def info(self, path: str) -> ObjectInfo:
         """See `Storage`."""
@@ -192,6 +243,12 @@ class LocalStorage:
         for folder in file.parents:
             if folder == self._root or not _removed(folder):
                 break
+
+    def _below(self, prefix: str) -> Iterator[ObjectInfo]:
+        folder = self._file(prefix) if prefix else self._root
+        with self._explained(prefix, "list"):
+            found = [self._describe(file, stat) for file, stat in _walk(folder, frozenset())]
+        yield from sorted(found, key=lambda info: info.path)
 
     def _file(self, path: str) -> Path:
         return self._root / _checked(path)
@@ -216,58 +273,79 @@ class FsspecStorage:
     """Objects in an fsspec file system: S3, memory, or another."""
 
     def __init__(
-        self, url: str, filesystem: fsspec.AbstractFileSystem, root: str, *, failures: tuple[type[Exception], ...]
+        self,
+        url: str,
+        filesystem: fsspec.AbstractFileSystem,
+        root: str,
+        *,
+        failures: tuple[type[Exception], ...],
+        lost: tuple[type[Exception], ...] = (ConnectionError, TimeoutError),
+        uploads: fsspec.AbstractFileSystem | None = None,
     ) -> None:
         """Stand on a file system.
 
         Args:
             url: as shown to people.
-            filesystem: with no cache of listings and no retries of its own.
+            filesystem: with no cache of listings.
             root: what this storage's paths start with inside the file system.
             failures: what it raises when the store does not do as asked.
+            lost: those of them that say that no answer came, or half of one.
+            uploads: for objects so large that they go up in parts; it should try each part again by itself. None: the same.
         """
         self.url = url
         self._filesystem = filesystem
+        self._filesystem.retries = 1
+        self._uploads = uploads or filesystem
         self._root = root.rstrip("/")
         self._failures = failures
+        self._lost = lost
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._filesystem.retries = 1  # which s3fs forgets on the way to another process
 
     def get(self, path: str, *, start: int | None = None, stop: int | None = None) -> bytes:
         """See `Storage`."""
         first = _first_byte(start, stop)
-        whole = first == 0 and stop is None  # asked for without a range: S3 refuses every range of an empty object
-        limits = (None, None) if whole else (first, stop)
-
-        def read() -> bytes:
-            try:
-                return bytes(self._filesystem.cat_file(self._name(path), start=limits[0], end=limits[1]))
-            except OSError as error:
-                if _http_status(error) == 416:  # the range starts beyond the end
-                    return b""
-                raise
-
-        return self._asked("read", path, read)
+        if first < 0 or (stop is not None and stop - first <= PART_BYTES):
+            return self._range(path, first, stop)
+        head = self._range(path, first, first + PART_BYTES)
+        if len(head) < PART_BYTES:
+            return head
+        size = self.info(path).size_bytes
+        end = size if stop is None else min(stop, size)
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            starts = range(first + PART_BYTES, end, PART_BYTES)
+            parts = pool.map(lambda start: self._range(path, start, min(start + PART_BYTES, end)), starts)
+            return b"".join([head, *parts])
 
     def put(self, path: str, data: bytes) -> None:
         """See `Storage`."""
-        self._asked("write", path, lambda: self._filesystem.pipe_file(self._name(path), data))
+        filesystem = self._filesystem if len(data) < MULTIPART_BYTES else self._uploads
+        self._asked("write", path, lambda: filesystem.pipe_file(self._name(path), data))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """See `Storage`."""
+        if len(data) > CREATE_MAX_BYTES:
+            raise StorageError(
+                f"{_printable(f'{self.url}/{path}')}: found {len(data):,} bytes to create if absent, needed at most "
+                f"{CREATE_MAX_BYTES:,}, which every store takes at once. Nothing was written. Build smaller maps."
+            )
         name = self._name(path)
-        for attempt in range(ATTEMPTS):
+
+        def create() -> bool:
             try:
                 with _MEMORY_LOCK if self._filesystem.protocol == "memory" else nullcontext():
                     self._filesystem.pipe_file(name, data, mode="create")
-                return True
             except self._failures as error:
-                status = _http_status(error)
-                if status == 412 or isinstance(error, FileExistsError):
+                if _status(error) == 412 or isinstance(error, FileExistsError):
                     return False
-                # 409 says: not now. After anything else the object may be ours already, and asking again would hide it.
-                if status != 409 or attempt == ATTEMPTS - 1:
-                    raise _failure(f"{self.url}/{path}", "create", error) from error
-            _pause(attempt)
-        raise AssertionError("the last attempt returns or raises")
+                raise
+            return True
+
+        # An earlier try may have created it: one of `_asked`, or of aiohttp, which by itself asks again once when a connection
+        # that it kept open breaks.
+        return self._asked("create", path, create, within_s=CREATE_WITHIN_S) or self.get(path) == data
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Storage`."""
@@ -278,6 +356,10 @@ class FsspecStorage:
             entries = {}
         below = sorted(name for name in entries if name.startswith(f"{folder}/") and not name.endswith("/"))
         yield from (self._describe(name.removeprefix(f"{self._root}/"), entries[name]) for name in below)
+
+    def leftovers(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `Storage`. Such stores write without temporary files."""
+        return iter(())
 
     def info(self, path: str) -> ObjectInfo:
         """See `Storage`."""
@@ -305,23 +387,46 @@ class FsspecStorage:
             modified_at=entry.get("LastModified"),
         )
 
-    def _asked(self, verb: str, path: str, request: Callable[[], T]) -> T:
+    def _range(self, path: str, first: int, stop: int | None) -> bytes:
+        def read() -> bytes:
+            try:
+                return bytes(self._filesystem.cat_file(self._name(path), start=first, end=stop))
+            except OSError as error:
+                if _status(error) == 416:  # the range starts beyond the end
+                    return b""
+                raise
+
+        return self._asked("read", path, read)
+
+    def _asked(self, verb: str, path: str, request: Callable[[], T], *, within_s: float = math.inf) -> T:
         where = f"{self.url}/{path}"
+        end = time.monotonic() + within_s
         for attempt in range(ATTEMPTS):
             try:
                 return request()
             except self._failures as error:
-                if isinstance(error, FileNotFoundError) and verb != "write":
+                transient = self._is_transient(error)
+                if isinstance(error, FileNotFoundError) and not transient and verb not in ("write", "create"):
                     raise _missing(where) from error
-                if not _is_transient(error) or attempt == ATTEMPTS - 1:
+                pause_s = _pause_s(attempt, error)
+                if not transient or attempt == ATTEMPTS - 1 or time.monotonic() + pause_s > end:
                     raise _failure(where, verb, error) from error
-            _pause(attempt)
+                LOG.info("%s: could not %s this: %s; trying again", _printable(where), verb, _reason(error))
+                time.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
+
+    def _is_transient(self, error: Exception) -> bool:
+        status = _status(error)
+        if status is None:
+            return isinstance(error, self._lost)
+        return status in TRANSIENT_STATUS or _answer(error).get("Error", {}).get("Code") in TRANSIENT_CODES
 
 
 def _open_s3(url: str, settings: Settings) -> FsspecStorage:
     # Here and not above: importing s3fs takes two to three seconds, which a map on local disk need not wait for.
-    from botocore.exceptions import BotoCoreError
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError, HTTPClientError, IncompleteReadError
+    from botocore.exceptions import ConnectionError as NotConnected
     from s3fs.core import S3_RETRYABLE_ERRORS, S3FileSystem
 
     shown = _without_credentials(url)
@@ -330,16 +435,24 @@ def _open_s3(url: str, settings: Settings) -> FsspecStorage:
             f"{shown}: found a user, password or query in the URL, needed s3://bucket/folder alone. "
             "Nothing was read or written. Give credentials in AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
-    filesystem = S3FileSystem(
-        endpoint_url=settings.s3_endpoint_url,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        # A retry below this door would turn a lost answer to our own create into "somebody else's object".
-        config_kwargs={"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 60},
+
+    def connect(**retries: object) -> fsspec.AbstractFileSystem:
+        return S3FileSystem(
+            endpoint_url=settings.s3_endpoint_url,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            config_kwargs={"retries": retries, "connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S},
+        )
+
+    lost = (ConnectionError, TimeoutError, ClientError, HTTPClientError, IncompleteReadError, NotConnected, *S3_RETRYABLE_ERRORS)
+    return FsspecStorage(
+        shown,
+        connect(total_max_attempts=1),
+        url.partition("://")[2],
+        failures=(OSError, BotoCoreError, *lost),
+        lost=lost,
+        uploads=connect(total_max_attempts=ATTEMPTS_OF_A_PART, mode="legacy"),  # the mode that understands 429
     )
-    filesystem.retries = 1
-    root = url.partition("://")[2]
-    return FsspecStorage(shown, filesystem, root, failures=(OSError, BotoCoreError, *S3_RETRYABLE_ERRORS))
 
 
 def _checked(path: str) -> str:
@@ -367,6 +480,18 @@ def _temporary_beside(target: Path, data: bytes) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder outlast a power failure, as fsync does for the bytes of a file."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # a `delete` elsewhere was fast
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _opened_new(file: Path) -> BinaryIO:
@@ -404,25 +529,30 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[Pat
             raise
         if S_ISDIR(stat.st_mode):
             yield from _walk(Path(entry.path), above | {(here.st_dev, here.st_ino)})
-        elif S_ISREG(stat.st_mode) and not entry.name.endswith(TEMPORARY_SUFFIX):
+        elif S_ISREG(stat.st_mode):
             yield Path(entry.path), stat
 
 
-def _http_status(error: Exception) -> int | None:
-    """Find the status of the HTTP answer behind an error of s3fs, which translates those of botocore."""
+def _answer(error: Exception) -> dict[str, Any]:
+    """Find the parsed HTTP answer behind an error of s3fs, which translates those of botocore; empty where none came."""
     response = getattr(error.__cause__, "response", None)
-    return response["ResponseMetadata"].get("HTTPStatusCode") if isinstance(response, dict) else None
+    return response if isinstance(response, dict) else {}
 
 
-def _is_transient(error: Exception) -> bool:
-    status = _http_status(error)
-    if status is None:  # no answer: anything that is not the machine's own refusal may be the network
-        return isinstance(error, ConnectionError | TimeoutError) or not isinstance(error, OSError)
-    return status in TRANSIENT_STATUS
+def _status(error: Exception) -> int | None:
+    status: int | None = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
 
 
-def _pause(attempt: int) -> None:
-    time.sleep(SystemRandom().uniform(0, FIRST_PAUSE_S * 2**attempt))
+def _retry_after_s(error: Exception) -> float:
+    """Read how long the store asks us to wait: 0 where it does not, or names a date."""
+    asked = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
+    return min(float(asked), LONGEST_RETRY_AFTER_S) if asked.isdecimal() else 0.0
+
+
+def _pause_s(attempt: int, error: Exception) -> float:
+    jitter_s = SystemRandom().uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
+    return _retry_after_s(error) + jitter_s
 
 
 def _missing(where: str) -> ObjectMissing:
@@ -430,15 +560,18 @@ def _missing(where: str) -> ObjectMissing:
 
 
 def _failure(where: str, verb: str, error: Exception) -> StorageError:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     outcome = {
         "write": "It was written whole or not at all",
         "create": "It may have been created or not; nothing was deleted",
     }.get(verb, "Nothing was changed")
     return StorageError(
-        f"{_printable(where)}: could not {verb} this: {reason}. {outcome}. "
+        f"{_printable(where)}: could not {verb} this: {_reason(error)}. {outcome}. "
         "Check space, permissions and connection, then run the same command again."
     )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _printable(name: str) -> str:

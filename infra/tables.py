@@ -1,16 +1,21 @@
 """The Parquet tables of `schemas`, and any other object with a known sha256: written whole, checked before they are believed.
 
 `put_object` and `get_object` carry any bytes, `write_table` and `read_table` a table, and `DescriptorReader` single rows of a
-table of descriptors. Every page carries a checksum; whoever holds an `ObjectRef` (from a manifest or receipt) has size and
-sha256 checked as well.
+table of descriptors. Whoever holds an `ObjectRef` (from a manifest or receipt) has every byte checked: against the sha256 of the
+object, or, where a part is read alone, against the crc32c of that part. Without one the table's own seal is checked.
 """
 
 import hashlib
 import io
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import Final
 
+import google_crc32c
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +23,14 @@ from jaxtyping import Float16
 
 from infra.storage import Storage
 from schemas.errors import DamagedError, ObjectMissing
-from schemas.geoparquet import JsonValue, read_metadata, with_metadata
+from schemas.geoparquet import BLANK_SEAL, JsonValue, read_metadata, read_seal, with_metadata
 from schemas.manifest import ObjectRef
+
+READ_THREADS: Final = 8
+"""Requests under way at once when photos are read; on S3 their waiting adds up otherwise."""
+
+FOOTER_END_BYTES: Final = 8
+"""After the footer of a Parquet file: its length and a magic number."""
 
 ROW_GROUP_ROWS: Final = 65_536
 """Rows read at once from an ordinary table."""
@@ -64,7 +75,7 @@ def damaged(storage: Storage, path: str, found: str, needed: str) -> DamagedErro
     """Word the error for an object that is not what was once written."""
     return DamagedError(
         f"{storage.url}/{path}: found {found}, needed {needed}. Nothing was changed, and nothing of it was used. "
-        "Put a copy back or build the map again; see what else is damaged: folio verify"
+        f"Put a copy back, or, of a map: folio verify {storage.url} --repair"
     )
 
 
@@ -93,7 +104,10 @@ def write_table(
         use_dictionary=[field.name for field in table.schema if pa.types.is_string(field.type)],
         write_page_checksum=True,
     )
-    return put_object(storage, path, buffer.getvalue())
+    blank = buffer.getvalue()
+    data = _with_seal(blank, BLANK_SEAL, hashlib.sha256(blank).hexdigest())
+    ref = put_object(storage, path, data)
+    return msgspec.structs.replace(ref, blocks=row_group_blocks(data)) if kind == "descriptors" else ref
 
 
 def read_table(
@@ -106,7 +120,8 @@ def read_table(
         path: of the object.
         kind: what it must be.
         columns: those wanted; None: all.
-        expected: what a manifest or receipt says of it; None: only the checksums of its pages are checked.
+        expected: what a manifest or receipt says of it; None: its own seal is checked, or, where it is of a Folio that set
+            none, the checksums of its pages.
 
     Raises:
         ObjectMissing: it is not there, and `expected` was not given.
@@ -114,8 +129,11 @@ def read_table(
         DamagedError: it is not what was written.
     """
     data = storage.get(path) if expected is None else get_object(storage, expected)
-    with _opened(storage, path, io.BytesIO(data)) as file:
+    with _opened(storage, path, io.BytesIO(data), check_pages=expected is None) as file:
         read_metadata(file.schema_arrow, kind, where=f"{storage.url}/{path}")
+        seal = None if expected else read_seal(file.metadata.metadata)
+        if seal is not None and hashlib.sha256(_with_seal(data, seal, BLANK_SEAL)).hexdigest() != seal:
+            raise damaged(storage, path, "a table whose own sha256 does not match", "it as it was written")
         return file.read(columns=columns)
 
 
@@ -153,28 +171,26 @@ def read_descriptors(storage: Storage, expected: ObjectRef) -> Float16[np.ndarra
 
 
 class DescriptorReader:
-    """Reads single descriptors of a segment: only the row groups they are in, of which it checks the page checksums.
+    """Reads single descriptors of a segment: only the row groups they are in. For any number of threads.
+
+    Not a byte is believed that was not checked: the footer and each row group are blocks with a crc32c of their own in the
+    receipt. A receipt without them (format 1) costs reading the whole file once, against its sha256.
 
     Args:
         storage: where from.
-        expected: what the receipt says of `descriptors.parquet`; its size is compared, not its sha256.
+        expected: what the receipt says of `descriptors.parquet`.
 
     Raises:
-        DamagedError: it is missing, shorter or longer, or not Parquet.
+        DamagedError: it is missing, or its footer is not what was written.
         FormatError: another kind, or a format this Folio does not read.
     """
 
     def __init__(self, storage: Storage, expected: ObjectRef) -> None:
         self._storage = storage
         self._expected = expected
-        needed = f"{expected.size_bytes} bytes"
-        try:
-            found = f"{storage.info(expected.path).size_bytes} bytes"
-        except ObjectMissing:
-            found = "nothing"
-        if found != needed:
-            raise damaged(storage, expected.path, found, needed)
-        with self._open(None) as file:
+        self._blocks = expected.blocks or row_group_blocks(get_object(storage, expected))
+        self._starts = [0, *accumulate(size for size, _ in self._blocks)]
+        with self._opened(io.BytesIO(self._fetch(len(self._blocks) - 1))) as file:
             read_metadata(file.schema_arrow, "descriptors", where=f"{storage.url}/{expected.path}")
             self._metadata = file.metadata
         groups = range(self._metadata.num_row_groups)
@@ -184,7 +200,7 @@ class DescriptorReader:
         """Read the descriptors of at least one photo, in the order asked for.
 
         Raises:
-            DamagedError: a page is not what was written.
+            DamagedError: a row group is missing or not what was written.
             IndexError: there is no such row.
         """
         wanted = np.asarray(rows, np.int64)
@@ -192,27 +208,42 @@ class DescriptorReader:
             raise IndexError(f"rows go from 0 to {self._metadata.num_rows - 1}, got {wanted.min()} to {wanted.max()}")
         group_of = np.searchsorted(self._ends, wanted, side="right")
         groups, place = np.unique(group_of, return_inverse=True)
-        with self._open(self._metadata) as file:
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            fetched = dict(zip((self._starts[group] for group in groups), pool.map(self._fetch, groups.tolist()), strict=True))
+        with self._opened(_Fetched(fetched)) as file:
             read = file.read_row_groups(groups.tolist(), columns=["descriptor"])["descriptor"]
         sizes = np.diff(self._ends, prepend=0)[groups]
         first_row, first_read = self._ends[groups] - sizes, np.cumsum(sizes) - sizes
         chosen: np.ndarray = descriptor_matrix(read)[first_read[place] + wanted - first_row[place]]
         return chosen
 
+    def _fetch(self, block: int) -> bytes:
+        """Read a block: that of a row group has the group's number, the footer is the last."""
+        (size, crc32c), start, path = self._blocks[block], self._starts[block], self._expected.path
+        needed = f"{size} bytes from {start} on"
+        try:
+            data = self._storage.get(path, start=start, stop=start + size)
+        except ObjectMissing as error:
+            raise damaged(self._storage, path, "nothing", f"{self._expected.size_bytes} bytes") from error
+        if len(data) != size:
+            raise damaged(self._storage, path, f"{len(data)} bytes from {start} on", needed)
+        if google_crc32c.value(data) != crc32c:
+            raise damaged(self._storage, path, f"a wrong crc32c of the {needed}", "the one once written")
+        return data
+
     @contextmanager
-    def _open(self, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
-        source = _ObjectFile(self._storage, self._expected)
-        with _opened(self._storage, self._expected.path, source, metadata) as file:
+    def _opened(self, source: "io.BytesIO | _Fetched") -> Iterator[pq.ParquetFile]:
+        metadata = self._metadata if isinstance(source, _Fetched) else None
+        with _opened(self._storage, self._expected.path, source, metadata=metadata, check_pages=False) as file:
             yield file
 
 
-class _ObjectFile(io.RawIOBase):
-    """A stored object as a file to read from here and there; the read-only half of what Python asks of a file."""
+class _Fetched(io.RawIOBase):
+    """Blocks of an object, by where they start, as a file; the read-only half of what Python asks of a file."""
 
-    def __init__(self, storage: Storage, expected: ObjectRef) -> None:
-        self._storage = storage
-        self._path = expected.path
-        self._size = expected.size_bytes
+    def __init__(self, blocks: Mapping[int, bytes]) -> None:
+        self._blocks = blocks
+        self._starts = sorted(blocks)
         self._position = 0
 
     def readable(self) -> bool:
@@ -222,31 +253,52 @@ class _ObjectFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        end = self._starts[-1] + len(self._blocks[self._starts[-1]])
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: end}[whence]
         return self._position
 
     def tell(self) -> int:
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed wants any writable buffer
-        stop = min(self._position + len(buffer), self._size)
-        if stop <= self._position:
-            return 0
-        data = self._storage.get(self._path, start=self._position, stop=stop)
+        start = self._starts[bisect_right(self._starts, self._position) - 1]
+        data = memoryview(self._blocks[start])[self._position - start :][: len(buffer)]
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
 
+def row_group_blocks(data: bytes) -> tuple[tuple[int, int], ...]:
+    """Cut a Parquet file into what `DescriptorReader` fetches, its row groups and its footer: size and crc32c of each."""
+    metadata = pq.read_metadata(io.BytesIO(data))
+    first_columns = [metadata.row_group(group).column(0) for group in range(metadata.num_row_groups)]
+    starts = [
+        first.data_page_offset if first.dictionary_page_offset is None else first.dictionary_page_offset
+        for first in first_columns
+    ]
+    edges = [0, *starts[1:], len(data) - metadata.serialized_size - FOOTER_END_BYTES, len(data)]
+    parts = [data[start:stop] for start, stop in pairwise(edges)]
+    return tuple((len(part), google_crc32c.value(part)) for part in parts)
+
+
 @contextmanager
 def _opened(
-    storage: Storage, path: str, source: io.BytesIO | _ObjectFile, metadata: pq.FileMetaData | None = None
+    storage: Storage, path: str, source: io.BytesIO | _Fetched, *, metadata: pq.FileMetaData | None = None, check_pages: bool
 ) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file and tell damage, in it or in what is then read from it, as ours."""
+    """Open a Parquet file and tell damage, in it or in what is then read from it, as ours.
+
+    Without `pre_buffer`, which would read across what lies between two row groups; the bytes are in memory already.
+    """
     try:
-        yield pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
+        yield pq.ParquetFile(source, metadata=metadata, page_checksum_verification=check_pages, pre_buffer=False)
     except (pa.ArrowException, OSError, ValueError) as error:  # a damaged footer may be bad Thrift, UTF-8 or JSON
         raise damaged(storage, path, f"a Parquet file that cannot be read ({error})", "one as it was written") from error
+
+
+def _with_seal(data: bytes, old: str, new: str) -> bytes:
+    """Exchange the seal of a Parquet file, which stands in its footer as the last text of that kind."""
+    before, mark, after = data.rpartition(f'"sha256": "{old}"'.encode())
+    return before + mark.replace(old.encode(), new.encode()) + after if old else data
 
 
 def _rows_per_group(table: pa.Table, kind: str) -> int:

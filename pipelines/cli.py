@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from infra.observability import configure_logging
-from infra.settings import Settings, changed_environment
+from infra.settings import S3_ENDPOINT, Settings, changed_environment
 from schemas.errors import FolioError
 
 REJECTED_EXIT: Final = 3
@@ -79,7 +79,7 @@ WEIGHTS = click.option(
     "--weights", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="Weights of the network, as safetensors."
 )
 DEVICE = click.option("--device", default="auto", metavar="NAME", help="cpu, cuda, or auto: a GPU where there is one.")
-VERSION = click.option("--version", "version", type=int, metavar="N", help="Use this version of the map, not the newest.")
+VERSION = click.option("--version", "version", metavar="N|TAG", help="Use this version of the map, not the newest.")
 PREFECT = click.option("--prefect", is_flag=True, help="Run as a Prefect flow, also when PREFECT_API_URL is not set.")
 BUILDING = _options(
     MAP,
@@ -101,12 +101,16 @@ BUILDING = _options(
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="folio-vpr", message="folio %(version)s")
-def main() -> None:
+@click.option("--endpoint", metavar="URL", help="S3 server other than AWS.  [default: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL]")
+@click.pass_context
+def main(ctx: click.Context, endpoint: str | None) -> None:
     """Turn geotagged photos into a published, searchable map, and say where other photos were taken.
 
     PHOTOS are folders, buckets (s3://...), single photos, or tables (.csv, .parquet) with uri, lat_deg and lon_deg.
     MAP is a folder or any fsspec URL.
     """
+    if endpoint:
+        ctx.with_resource(changed_environment({S3_ENDPOINT: endpoint}))
 
 
 @main.command(cls=_Command, epilog="folio build s3://maps/lund s3://survey/2026/ --plan")
@@ -137,7 +141,7 @@ def backfill(**options: Any) -> None:
 @WEIGHTS
 @DEVICE
 @JSON
-def query(map_url: str, photos: tuple[str, ...], version: int | None, weights: str | None, device: str, as_json: bool) -> None:
+def query(map_url: str, photos: tuple[str, ...], version: str | None, weights: str | None, device: str, as_json: bool) -> None:
     """Say where each PHOTO was taken: position, expected error, the photo of the map that matched, and how well.
 
     Writes nothing and keeps no query photo.
@@ -243,46 +247,180 @@ def versions(map_url: str, as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    for line in found:
-        note = "" if line.trained else "  untrained"
-        click.echo(
-            f"{line.version:>6}  {line.created_at}  {line.photos:>9,} photos  {line.segments:>5} segments  "
-            f"{line.shards:>3} {line.index} shards  {line.recipe}{note}"
-        )
+    _print_lines(line.line() for line in found)
 
 
 @main.command(cls=_Command, epilog="folio rollback s3://maps/lund 41")
 @MAP
-@click.argument("number", metavar="N", type=int)
-def rollback(map_url: str, number: int) -> None:
-    """Publish a new version of the map at MAP that equals version N. History stays, so this can be rolled back too."""
+@click.argument("version", metavar="N|TAG")
+def rollback(map_url: str, version: str) -> None:
+    """Publish a new version of the map at MAP that equals version N, or the one with that tag.
+
+    Photos taken down since stay away. History stays, so this can be rolled back too.
+    """
     from infra.storage import open_storage
     from pipelines.maintain.versions import rollback as publish_again
 
-    head = publish_again(open_storage(map_url, _settings()), number)
-    click.echo(f"{map_url}: version {head.version} now has the content of version {number}")
+    head = publish_again(open_storage(map_url, _settings()), version)
+    click.echo(f"{map_url}: version {head.version} now has the content of version {version}")
 
 
-@main.command(cls=_Command, epilog="folio verify s3://maps/lund")
+@main.command(cls=_Command, epilog="folio tag s3://maps/lund prod-2026-11 41")
 @MAP
-@VERSION
+@click.argument("name", metavar="NAME")
+@click.argument("version", metavar="[N]", required=False)
+@click.option("--delete", is_flag=True, help="Take the name away. The version stays until gc finds no reason to keep it.")
+def tag(map_url: str, name: str, version: str | None, delete: bool) -> None:
+    """Give version N of the map at MAP, or the newest, a name. gc keeps versions that have one.
+
+    A name is never moved by itself: delete the tag and make it again.
+    """
+    from infra.storage import open_storage
+    from pipelines.maintain.tags import delete_tag
+    from pipelines.maintain.tags import tag as give_name
+
+    if delete and version:
+        raise click.UsageError("--delete takes a NAME alone")
+    storage = open_storage(map_url, _settings())
+    if delete:
+        click.echo(f"{map_url}: version {delete_tag(storage, name)} is no longer called {name}")
+    else:
+        click.echo(f"{map_url}: version {give_name(storage, name, version)} is called {name}")
+
+
+@main.command(cls=_Command, epilog="folio diff s3://maps/lund 41 42")
+@MAP
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
 @JSON
-def verify(map_url: str, version: int | None, as_json: bool) -> None:
-    """Read every object of the map at MAP and check its size and sha256. Exits with 1 if one is missing or altered."""
+def diff(map_url: str, a: str, b: str, as_json: bool) -> None:
+    """Say how version B of the map at MAP differs from version A: photos, segments, index. Versions are numbers or tags."""
+    from infra.storage import open_storage
+    from pipelines.maintain.diff import diff as compare
+
+    found = compare(open_storage(map_url, _settings()), a, b)
+    _finish(found, found.lines(), {}, as_json=as_json, strict=False)
+
+
+@main.command(cls=_Command, epilog="folio gc s3://maps/lund --older-than 30d --delete")
+@MAP
+@click.option("--delete", is_flag=True, help="Remove it, not only say what would be removed.")
+@click.option("--older-than", default="7d", show_default=True, metavar="AGE", help="7d or more, by the store's clock.")
+@click.option(
+    "--shorter-than-safe", is_flag=True, help="Accept less than 7d: readers and sleeping runs may lose what they stand on."
+)
+@JSON
+def gc(map_url: str, delete: bool, older_than: str, shorter_than_safe: bool, as_json: bool) -> None:
+    """Say what the map at MAP does not need any more, and remove it if told to: objects of old versions and of killed runs.
+
+    Kept are the newest version, those with a tag, and those that were the newest within the AGE; the others are retired. Safe to
+    stop and run again; runs that start meanwhile wait for it.
+    """
+    from infra.storage import open_storage
+    from pipelines.maintain.gc import SAFE_AGE, parse_duration
+    from pipelines.maintain.gc import gc as collect
+
+    try:
+        age = parse_duration(older_than)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if age < SAFE_AGE and not shorter_than_safe:
+        raise click.UsageError("--older-than must be 7d or more; to accept what may break: --shorter-than-safe")
+    found = collect(open_storage(map_url, _settings()), older_than=age, delete=delete)
+    _finish(found, found.lines(), {}, as_json=as_json, strict=False)
+
+
+@main.command(cls=_Command, epilog="folio verify s3://maps/lund --repair s3://survey/2026/")
+@MAP
+@click.argument("photos", metavar="[PHOTOS...]", nargs=-1)
+@VERSION
+@click.option("--repair", is_flag=True, help="Make again what is damaged; PHOTOS help where photos have moved.")
+@WEIGHTS
+@DEVICE
+@JSON
+def verify(
+    map_url: str,
+    photos: tuple[str, ...],
+    version: str | None,
+    repair: bool,
+    weights: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Read every object of the map at MAP and name those missing, truncated, altered or foreign. Exits with 1 if there are any.
+
+    --repair encodes exactly the damaged segments again, makes damaged shards from stored descriptors, and publishes a new version
+    where the bytes are not the old ones. Photos that are not where the map has them from are looked for among PHOTOS.
+    """
     from infra.storage import open_storage
     from pipelines.maintain.verify import verify as check
 
-    found = check(open_storage(map_url, _settings()), version=version)
-    if as_json:
-        _print_json(found)
+    if (photos or weights) and not repair:
+        raise click.UsageError("PHOTOS and --weights are for --repair")
+    if repair and version:
+        raise click.UsageError("--repair is for the whole map, without --version")
+    settings = _settings()
+    if repair:
+        from pipelines.maintain.repair import RepairRequest
+        from pipelines.maintain.repair import repair as make_again
+
+        done = make_again(RepairRequest(map_url=map_url, photos=photos, weights=weights, device=device), settings)
+        _finish(done, done.lines(), {}, as_json=as_json, strict=False)
+        problems = done.found.problems
     else:
-        for problem in found.problems:
-            click.echo(f"{problem.path}: {problem.found} was found, {problem.needed} needed")
-        click.echo(
-            f"version {found.version}: {found.objects:,} objects, {found.size_bytes / 1e6:,.1f} MB, "
-            f"{len(found.problems)} damaged or missing"
-        )
-    if found.problems:
+        found = check(open_storage(map_url, settings), version=version)
+        _finish(found, found.lines(), {}, as_json=as_json, strict=False)
+        problems = found.problems
+    if problems:
+        sys.exit(1)
+
+
+@main.command(cls=_Command, epilog="folio takedown s3://maps/lund --uris complaints.txt")
+@MAP
+@click.option("--ids", multiple=True, metavar="FILE|ID", help="Image ids, one a line, or one id. May be repeated.")
+@click.option("--uris", multiple=True, metavar="FILE", help="Names of photos as in their source, one a line. May be repeated.")
+@click.option("--bbox", multiple=True, metavar="W,S,E,N", help="Photos taken here, in degrees; W > E crosses the date line.")
+@click.option("--duplicates", is_flag=True, help="Also photos with the same bytes under other names.")
+@click.option("--dry-run", is_flag=True, help="Only say which photos it would be.")
+@JSON
+def takedown(map_url: str, as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Take photos out of the map at MAP for good. Answers leave them out as soon as this returns.
+
+    They never come in again, also when their source still has them. The next `folio build` removes them from the store, with the
+    old versions that hold them, and `folio verify-deleted` proves it. Safe to run while others build, and to run again.
+    """
+    from infra.storage import open_storage
+    from pipelines.maintain.takedown import request_of
+    from pipelines.maintain.takedown import takedown as take_down
+
+    try:
+        request = request_of(**options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    done = take_down(open_storage(map_url, _settings()), request, dry_run=dry_run)
+    _finish(done, done.lines(), {}, as_json=as_json, strict=False)
+
+
+@main.command("verify-deleted", cls=_Command, epilog="folio verify-deleted s3://maps/lund --uris complaints.txt")
+@MAP
+@click.option("--uris", multiple=True, metavar="FILE", help="Also look for these names in the bytes of every object.")
+@JSON
+def verify_deleted(map_url: str, uris: tuple[str, ...], as_json: bool) -> None:
+    """Read every object below MAP, whatever it is called, and prove that nothing of the photos taken down is left.
+
+    Exits with 1 and names what is left, or what cannot be told to be free of them.
+    """
+    from infra.storage import open_storage
+    from pipelines.maintain.takedown import read_lines
+    from pipelines.maintain.verify_deleted import verify_deleted as prove
+
+    try:
+        names = [name for file in uris for name in read_lines(file)]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    found = prove(open_storage(map_url, _settings()), uris=names)
+    _finish(found, found.lines(), {}, as_json=as_json, strict=False)
+    if not found.proved:
         sys.exit(1)
 
 
@@ -461,14 +599,14 @@ def demo(directory: str) -> None:
 
 
 def _build(*, as_json: bool, strict: bool, plan_only: bool, prefect: bool, **options: Any) -> None:
-    from pipelines.build.build import prepare, run_build
+    from pipelines.build.build import plan_build, run_build
     from pipelines.build.plan import measure_speed
     from pipelines.build.request import BuildRequest
 
     settings = _settings()
     request = BuildRequest(**options)
     if plan_only:
-        prepared = prepare(request, settings)
+        prepared = plan_build(request, settings)
         speed = measure_speed(prepared.encoder)
         if as_json:
             _print_json(prepared.plan)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import faiss
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 SUBVECTOR_DIM: Final = 8
 """PCA dimensions behind one code byte. FAISS 1.15 trains 8-dimensional subvectors ten times faster than 4-dimensional ones."""
@@ -101,6 +101,22 @@ def train_quantizer(sample: Float32[np.ndarray, "n D"], parameters: IvfPqParamet
     return _serialise(faiss.IndexPreTransform(projection, index))
 
 
+def quantization_error(quantizer: bytes, descriptors: Float32[np.ndarray, "n D"]) -> float:
+    """Measure what photos lose by being coded: the mean of 1 - cosine between a descriptor and what its code stands for.
+
+    Photos unlike those the quantizer was trained on lose more: its PCA drops what tells them apart, its cells lie elsewhere.
+
+    Args:
+        quantizer: what `train_quantizer` returned.
+        descriptors: L2-normalised, at least one.
+    """
+    trained = _Quantizer(quantizer)
+    index = trained.empty_index
+    restored = trained.restore(index.sa_decode(index.sa_encode(trained.project(descriptors))))
+    cosine = (descriptors * restored).sum(axis=1) / (np.linalg.norm(descriptors, axis=1) * np.linalg.norm(restored, axis=1))
+    return float(1 - cosine.mean())
+
+
 def make_shard(
     quantizer: bytes | None,
     descriptor_dim: int,
@@ -134,14 +150,23 @@ class ShardSearcher:
         quantizer: the quantizer's file; None for a flat map.
         nprobe: cells to look at in each shard; ignored by flat maps.
         shards: the shards' files, already checked against their sha256: FAISS trusts what it reads.
+        live: for each shard which ids may be found, or None: all. Ids beyond the end may not. Photos that were taken down stay
+            in the shard until a rebuild, and are passed over while it is searched, so that k others are still found.
     """
 
-    def __init__(self, quantizer: bytes | None, nprobe: int, shards: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        quantizer: bytes | None,
+        nprobe: int,
+        shards: Sequence[bytes],
+        live: Sequence[Bool[np.ndarray, " ids"] | None] | None = None,
+    ) -> None:
         self._quantizer = _Quantizer(quantizer) if quantizer is not None else None
         self._shards = [_deserialise(shard) for shard in shards]
-        if self._quantizer:
-            for shard in self._shards:
-                shard.nprobe = nprobe
+        self._parameters = [
+            _search_parameters(nprobe if quantizer is not None else None, only)
+            for only in (live if live is not None else [None] * len(shards))
+        ]
 
     def search(self, queries: Float32[np.ndarray, "q D"], k: int) -> list[list[tuple[float, int, int]]]:
         """Find the nearest photos of each query over all shards.
@@ -152,8 +177,8 @@ class ShardSearcher:
         """
         projected = self._quantizer.project(queries) if self._quantizer else queries
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(len(queries))]
-        for number, shard in enumerate(self._shards):
-            distances, ids = shard.search(projected, min(k, shard.ntotal))
+        for number, (shard, parameters) in enumerate(zip(self._shards, self._parameters, strict=True)):
+            distances, ids = shard.search(projected, min(k, shard.ntotal), params=parameters)
             for hits, row_distances, row_ids in zip(found, distances.tolist(), ids.tolist(), strict=True):
                 hits.extend((d, number, i) for d, i in zip(row_distances, row_ids, strict=True) if i >= 0)
         for hits in found:
@@ -177,23 +202,44 @@ class _Quantizer:
     def project(self, descriptors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n d"]:
         return self._projection.apply(np.ascontiguousarray(descriptors))  # type: ignore[no-any-return]
 
+    def restore(self, projected: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n D"]:
+        """Go back to the space of descriptors; what the PCA dropped is lost."""
+        linear: Any = faiss.downcast_VectorTransform(self._projection)
+        rows = faiss.vector_to_array(linear.A).reshape(linear.d_out, linear.d_in)
+        return (projected - faiss.vector_to_array(linear.b)) @ rows  # type: ignore[no-any-return]
+
 
 def _fit_pca(sample: Float32[np.ndarray, "n D"], dim: int) -> Any:
     """Fit a PCA through the Gram matrix of the sample, which is far smaller than D x D.
 
     NumPy's divide-and-conquer `eigh` takes a tenth of the time of FAISS's own `PCAMatrix` here, which also stores every
-    eigenvector it finds.
+    eigenvector it finds. The last axis is given to what the others miss of the mean, which all photos share: so a descriptor
+    can be restored from its projection, and `quantization_error` measured.
     """
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = sample - mean
     eigenvalues, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))  # ascending
     rows = (vectors[:, ::-1][:, :dim].T.astype(np.float32)) @ centred
     rows /= np.sqrt(np.maximum(eigenvalues[::-1][:dim], 1e-12))[:, None].astype(np.float32)
+    missed = mean - rows[:-1].T @ (rows[:-1] @ mean)
+    if (length := float(np.linalg.norm(missed))) > 1e-6:
+        rows[-1] = missed / length
     projection = faiss.LinearTransform(sample.shape[1], dim, True)
     faiss.copy_array_to_vector(np.ascontiguousarray(rows).ravel(), projection.A)
     faiss.copy_array_to_vector(-rows @ mean, projection.b)
     projection.is_trained = True
     return projection
+
+
+def _search_parameters(nprobe: int | None, live: Bool[np.ndarray, " ids"] | None) -> Any:
+    """Say how to search a shard: an IVF-PQ one in `nprobe` cells, or, None, a flat one."""
+    parameters: Any = faiss.SearchParameters() if nprobe is None else faiss.SearchParametersIVF()
+    if nprobe is not None:
+        parameters.nprobe = nprobe
+    if live is not None:
+        bits = np.packbits(live, bitorder="little")
+        parameters.sel = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]  # the wrapper takes and keeps an array
+    return parameters
 
 
 def _serialise(index: Any) -> bytes:

@@ -1,8 +1,12 @@
 """What our Parquet tables have in common: a format number, and GeoParquet 1.1 where there is a position.
 
-Each table carries a metadata entry `folio` = {"kind", "version", ...facts of the file} and, with a geometry, `geo` as
+Each table carries a metadata entry `folio` = {"kind", "version", "sha256", ...facts of the file} and, with a geometry, `geo` as
 GeoParquet 1.1 asks (WKB points, lon/lat in CRS84, a `bbox` covering column), so that GeoPandas, DuckDB and QGIS open it as it
 is. Source: https://geoparquet.org/releases/v1.1.0/
+
+`sha256` is the seal of the file, like that of documents (`schemas/manifest.py`): of the whole file with its own 64 digits
+replaced by zeros. It stands in the metadata of the Parquet file; the copy of it that Arrow keeps beside it stays blank. Tables of
+the first Folio have none.
 """
 
 import json
@@ -18,6 +22,8 @@ from schemas.errors import FormatError
 from schemas.versions import FORMATS, require_readable
 
 JsonValue = Any
+
+BLANK_SEAL: Final = "0" * 64
 
 BBOX: Final = pa.struct([pa.field(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 """The covering column: west, south, east, north in degrees."""
@@ -39,21 +45,23 @@ def point_columns(lon_deg: Float64[np.ndarray, " n"], lat_deg: Float64[np.ndarra
 
 
 def with_metadata(table: pa.Table, kind: str, facts: Mapping[str, JsonValue] | None = None) -> pa.Table:
-    """Attach the `folio` entry of `kind`, and the `geo` entry where the table has a geometry.
+    """Attach the `folio` entry of `kind`, not yet sealed, and the `geo` entry where the table has a geometry.
 
     Args:
         table: rows in the schema of `kind`.
         kind: one of `schemas.versions.FORMATS`.
         facts: what else a reader of this file should know; plain JSON values.
     """
-    metadata = {"folio": json.dumps({**(facts or {}), "kind": kind, "version": FORMATS[kind]}, sort_keys=True)}
+    metadata = {
+        "folio": json.dumps({**(facts or {}), "kind": kind, "version": FORMATS[kind], "sha256": BLANK_SEAL}, sort_keys=True)
+    }
     if "geometry" in table.column_names:
         metadata["geo"] = json.dumps(_geo_entry(table["bbox"]), sort_keys=True)
     return table.replace_schema_metadata(metadata)
 
 
 def read_metadata(schema: pa.Schema, kind: str, *, where: str) -> dict[str, JsonValue]:
-    """Check that a table is of `kind` in a format we read, and return its `folio` entry.
+    """Check that a table is of `kind` in a format we read, and return its `folio` entry without the seal.
 
     Raises:
         FormatError: not one of our tables, another kind, or a newer format.
@@ -65,7 +73,15 @@ def read_metadata(schema: pa.Schema, kind: str, *, where: str) -> dict[str, Json
             "Nothing was changed. Check the path."
         )
     require_readable(kind, int(entry.get("version", 0)), where=where)
-    return dict(entry)
+    return {name: value for name, value in entry.items() if name != "sha256"}
+
+
+def read_seal(metadata: Mapping[bytes, bytes]) -> str | None:
+    """Give the seal of a table from the metadata of its Parquet file; None where it has none, "" where it had one."""
+    entry = json.loads(metadata.get(b"folio", b"{}"))
+    # A damaged name of the entry must not pass for a table that never had a seal.
+    had_one = any(isinstance(value, str) and len(value) == len(BLANK_SEAL) for value in entry.values())
+    return str(entry["sha256"]) if "sha256" in entry else "" if had_one else None
 
 
 def _geo_entry(bbox: pa.ChunkedArray) -> dict[str, JsonValue]:

@@ -5,6 +5,7 @@ DESCRIPTORS = "descriptors.parquet"
 LOCAL_FEATURES = "local_features.zarr"
 REJECTS = "rejects.parquet"
 PLAN = "plan.json"
+TOMBSTONES = "tombstones"
 
 
 def segment_folder(segment_id: str, attempt: str) -> str:

@@ -3,8 +3,9 @@
 `manifests/<version, 20 digits>.json` is created only if absent and never changed, so a version means the same for ever. Paths are
 relative to the map. No credentials and no host paths stand in it.
 
-Documents (manifests, receipts, tags, leases) are sealed: `sha256` is that of the whole file with its own 64 digits replaced by
-zeros, so a damaged document is noticed before anything in it is believed. Formats 1 of manifest and receipt have no seal.
+Documents (manifests, receipts, tags, leases, plans) are sealed: `sha256` is that of the whole file with its own 64 digits
+replaced by zeros, so a damaged document is noticed before anything in it is believed. Formats 1 of manifest, receipt and plan
+have no seal.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ import msgspec
 from schemas.errors import DamagedError, FormatError
 from schemas.versions import FORMATS, require_readable
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 Action = Literal["build", "backfill", "rollback", "takedown", "repair", "unknown"]
 """What published a version: the command line's word; `unknown` in manifests of format 1."""
 
@@ -23,12 +26,14 @@ BBox = tuple[float, float, float, float]
 """West, south, east, north in degrees."""
 
 
-class ObjectRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ObjectRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One stored object and what its bytes must be."""
 
     path: str
     size_bytes: int
     sha256: str
+    blocks: tuple[tuple[int, int], ...] = ()
+    """Size and crc32c of each part that readers fetch alone, in order; together they are the whole object. None: read whole."""
 
 
 class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,7 +89,7 @@ class ShardEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     file: ObjectRef
     rows: int
-    """Vectors in it: the unmasked rows of its segments."""
+    """Vectors in it: the rows of its segments that were not masked when it was made."""
     bbox: BBox
     segments: list[ShardSegment]
 
@@ -169,13 +174,39 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Retired(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`retired/<version, 20 digits>.json`: gc or a purge may have removed objects of this version; it is not opened again."""
+    """`retired/<version, 20 digits>.json`: objects of this version may be gone for good; it is not opened again."""
 
     format_version: int = FORMATS["retired"]
     version: int
-    reason: Literal["gc", "purge"]
+    reason: Literal["gc", "purge", "repair"]
     sha256: str = ""
     """The seal; see above. Empty until the document is written."""
+
+
+def decode_document(data: bytes, kind_type: type[T], kind: str, *, where: str) -> T:
+    """Read a document of any kind.
+
+    Args:
+        data: what is stored.
+        kind_type: what it is to be read as; a struct with the fields `format_version` and `sha256`.
+        kind: one of `schemas.versions.FORMATS`.
+        where: the object, for messages.
+
+    Raises:
+        DamagedError: it is not what was written.
+        FormatError: another kind of document, or one of a format this Folio does not read.
+    """
+    try:
+        # The number first: a newer format may have fields this version would call unknown.
+        number = msgspec.json.decode(data, type=_Head).format_version
+        require_readable(kind, number, where=where)
+        if number > _UNSEALED.get(kind, 0):
+            _require_seal(data, kind, where)
+        return msgspec.json.decode(data, type=kind_type)
+    except msgspec.MsgspecError as error:
+        raise FormatError(
+            f"{where}: expected a {kind}, found {error}. Nothing was changed. Check the map: folio verify"
+        ) from error
 
 
 def decode_manifest(data: bytes, *, where: str) -> Manifest:
@@ -185,7 +216,7 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
         DamagedError: it is not what was written.
         FormatError: not a manifest, or one of a format this Folio does not read.
     """
-    return _decode(data, Manifest, "manifest", where)
+    return decode_document(data, Manifest, "manifest", where=where)
 
 
 def decode_receipt(data: bytes, *, where: str) -> Receipt:
@@ -195,23 +226,23 @@ def decode_receipt(data: bytes, *, where: str) -> Receipt:
         DamagedError: it is not what was written.
         FormatError: not a receipt, or one of a format this Folio does not read.
     """
-    receipt = _decode(data, Receipt, "receipt", where)
+    receipt = decode_document(data, Receipt, "receipt", where=where)
     return receipt if receipt.sha256 else msgspec.structs.replace(receipt, sha256=hashlib.sha256(data).hexdigest())
 
 
 def decode_tag(data: bytes, *, where: str) -> Tag:
     """Read a tag; raises as `decode_manifest`."""
-    return _decode(data, Tag, "tag", where)
+    return decode_document(data, Tag, "tag", where=where)
 
 
 def decode_lease(data: bytes, *, where: str) -> Lease:
     """Read a lease; raises as `decode_manifest`."""
-    return _decode(data, Lease, "lease", where)
+    return decode_document(data, Lease, "lease", where=where)
 
 
 def decode_retired(data: bytes, *, where: str) -> Retired:
     """Read a mark of retirement; raises as `decode_manifest`."""
-    return _decode(data, Retired, "retired", where)
+    return decode_document(data, Retired, "retired", where=where)
 
 
 def encode_json(document: msgspec.Struct) -> bytes:
@@ -225,11 +256,9 @@ def encode_json(document: msgspec.Struct) -> bytes:
     return blank.replace(_BLANK.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
 
 
-T = TypeVar("T", bound=msgspec.Struct)
-
 _BLANK: Final = "0" * 64
 _SEAL: Final = re.compile(rb'^ "sha256": "([0-9a-f]{64})",?$', re.MULTILINE)
-_UNSEALED: Final = {"manifest": 1, "receipt": 1}
+_UNSEALED: Final = {"manifest": 1, "receipt": 1, "plan": 1}
 """The last format of each kind that had no seal."""
 
 
@@ -239,20 +268,6 @@ class _Head(msgspec.Struct):
 
 def _as_text(document: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=1) + b"\n"
-
-
-def _decode(data: bytes, kind_type: type[T], kind: str, where: str) -> T:
-    try:
-        # The number first: a newer format may have fields this version would call unknown.
-        number = msgspec.json.decode(data, type=_Head).format_version
-        require_readable(kind, number, where=where)
-        if number > _UNSEALED.get(kind, 0):
-            _require_seal(data, kind, where)
-        return msgspec.json.decode(data, type=kind_type)
-    except msgspec.MsgspecError as error:
-        raise FormatError(
-            f"{where}: expected a {kind}, found {error}. Nothing was changed. Check the map: folio verify"
-        ) from error
 
 
 def _require_seal(data: bytes, kind: str, where: str) -> None:

@@ -40,5 +40,8 @@ class RejectReason(StrEnum):
     """Another photo of the same catalog has the same name but is a different file."""
     OUTSIDE_ROOT = "outside-root"
     """The name leads out of the folder it was given for (`..`, an absolute path, a forbidden URL)."""
+    TAKEN_DOWN = "taken-down"
+    """The photo, or one with the same bytes, was taken down from this map (`folio takedown`). Counted, but in no table: a list
+    of what was taken down would itself keep it."""
     GAVE_UP = "gave-up"
     """The workers that held it were lost too often; the other photos of its partition are set aside with it."""

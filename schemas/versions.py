@@ -21,7 +21,7 @@ FORMATS: Final[dict[str, int]] = {
     "lease": 1,
     "retired": 1,
     "tombstones": 1,
-    "plan": 1,
+    "plan": 2,
     "results": 1,
     "geotags": 1,
     "metrics": 1,

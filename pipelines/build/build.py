@@ -1,36 +1,34 @@
-"""The build, stage by stage: prepare, encode, publish. `folio build` and `folio backfill` call `run_build`, the flow its stages.
+"""The build, stage by stage: survey, prepare, encode, rewrite, publish, purge. `folio build` and `folio backfill` call
+`run_build`, the flow its stages.
 
-Killed at any point and started again it goes on where it was: what is finished has a receipt in the store. Readers see the
-version before until `publish` has created the next manifest.
+Killed at any point and started again it goes on where it was: what is finished has a receipt in the store, and the cuts of a run
+are fixed by its plan, so that the map comes out the same. Readers see the version before until `publish` has created the next
+manifest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from infra.cluster import ray_cluster
 from infra.commits import head_or_none, probe
+from infra.leases import lease
 from infra.observability import Stopwatch, progress_bar
 from infra.settings import Settings
 from infra.storage import open_storage
+from pipelines.build.compact import Rewriting, SegmentCopier
 from pipelines.build.encode import EncodeJob, SegmentWorker
-from pipelines.build.membership import (
-    live_names,
-    read_stored,
-    still_to_encode,
-)
-from pipelines.build.plan import make_plan, require_room
-from pipelines.build.publishing import publish_version, require_model, summarise
-from pipelines.build.request import DEFAULT_RECIPE, BuildRequest, BuildSummary, Prepared
+from pipelines.build.inventory import choose_rewriting, keep_plan, make_plan, require_model, take_inventory
+from pipelines.build.membership import read_stored
+from pipelines.build.plan import name_run, require_room
+from pipelines.build.publishing import publish_version, summarise
+from pipelines.build.purge import Purged, purge
+from pipelines.build.request import DEFAULT_RECIPE, BuildRequest, BuildSummary, Prepared, Surveyed
 from pipelines.catalog.sources import Catalog, list_photos
 from pipelines.engine.model import load_encoder, weights_file
-from pipelines.engine.partition import Partition, cut
+from pipelines.engine.partition import Partition
 from pipelines.engine.run import Outcome, run_here, run_on_ray
-from schemas import layout
 from schemas.errors import CatalogError
-from schemas.manifest import Receipt, encode_json
+from schemas.manifest import Receipt
 from schemas.reasons import RejectReason
 
 
@@ -38,21 +36,32 @@ def run_build(request: BuildRequest, settings: Settings) -> BuildSummary:
     """Bring a map up to date. See `BuildRequest`; raises any `FolioError`."""
     clock = Stopwatch()
     with clock.stage("catalog"):
-        prepared = prepare(request, settings)
-    with clock.stage("encode"):
-        lost = encode(prepared, settings)
-    with clock.stage("publish"):
-        published = publish_version(prepared, lost)
-    return summarise(prepared, published, clock)
+        surveyed = survey(request, settings)
+    with lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
+        with clock.stage("catalog"):
+            prepared = prepare(surveyed, settings)
+        with clock.stage("encode"):
+            lost = encode(prepared, settings)
+        with clock.stage("rewrite"):
+            rewriting = rewrite(prepared, settings)
+        with clock.stage("publish"):
+            published = publish_version(prepared, lost, rewriting, check=held.require)
+        with clock.stage("purge"):
+            purged = purge_map(prepared, check=held.require)
+    return summarise(prepared, published, purged, clock)
 
 
-def prepare(request: BuildRequest, settings: Settings) -> Prepared:
-    """List the photos, find what the store already has, and plan the rest. Writes nothing.
+def plan_build(request: BuildRequest, settings: Settings) -> Prepared:
+    """Work out what a build would do, and write nothing; raises as `survey` and `prepare`."""
+    return prepare(survey(request, settings), settings)
+
+
+def survey(request: BuildRequest, settings: Settings) -> Surveyed:
+    """Open the network and list the photos. Writes nothing.
 
     Raises:
         CatalogError: the photos cannot be listed.
         ModelError: the network cannot be made or is not the map's.
-        PlanError: the work would not fit.
     """
     storage = open_storage(request.map_url, settings)
     head = head_or_none(storage)
@@ -70,35 +79,28 @@ def prepare(request: BuildRequest, settings: Settings) -> Prepared:
         limits=request.limits,
     )
     _require_a_position(request, catalog)
-    stored = read_stored(storage, encoder.fingerprint)
-    fresh = catalog.images.filter(pa.array(still_to_encode(stored, catalog.images["photo_key"].to_pylist())))
-    notes = list(catalog.notes)
-    if request.mode == "backfill" and head:
-        held = pc.is_in(fresh["image_id"], pa.array(live_names(head, stored), pa.string()))
-        if left := pc.sum(held).as_py():
-            notes.append(
-                f"{left} photos differ from photos of that name in the map and are left out; `folio build` replaces them"
-            )
-        fresh = fresh.filter(pc.invert(held))
-    partitions = list(cut(fresh, encoder.fingerprint, request.partition))
-    plan = make_plan(
-        catalog,
-        len(fresh),
-        [len(partition.images) for partition in partitions],
-        encoder,
-        mode=request.mode,
-        workers=settings.threads,
-    )
-    require_room(plan, request.map_url)
+    run_id = name_run(request.mode, encoder.fingerprint, catalog.images["photo_key"].to_pylist())
+    return Surveyed(request=request, storage=storage, encoder=encoder, catalog=catalog, run_id=run_id)
+
+
+def prepare(surveyed: Surveyed, settings: Settings) -> Prepared:
+    """Find what the store already has, and plan the rest. Writes nothing.
+
+    Raises:
+        ModelError: the network is not the map's.
+        PlanError: the work would not fit.
+    """
+    inventory = take_inventory(surveyed)
+    plan = make_plan(surveyed, inventory, settings)
+    require_room(plan, surveyed.request.map_url)
     return Prepared(
-        request=request,
-        storage=storage,
-        head=head,
-        encoder=encoder,
-        catalog=catalog,
-        partitions=partitions,
+        request=surveyed.request,
+        storage=surveyed.storage,
+        encoder=surveyed.encoder,
+        catalog=surveyed.catalog,
+        inventory=inventory,
+        partitions=[partition for partition in inventory.cuts if partition.segment_id not in inventory.stored],
         plan=plan,
-        notes=notes,
     )
 
 
@@ -109,10 +111,10 @@ def encode(prepared: Prepared, settings: Settings) -> list[Partition]:
         Partitions that were set aside because their workers died again and again.
     """
     request, storage = prepared.request, prepared.storage
-    if prepared.head is None and not request.single_writer:
+    if prepared.inventory.head is None and not request.single_writer:
         probe(storage)
-    # If absent: a run that goes on after an interruption keeps what it first set out to do.
-    storage.put_if_absent(f"{layout.run_folder(prepared.plan.run_id)}/{layout.PLAN}", encode_json(prepared.plan))
+    if prepared.partitions:
+        keep_plan(storage, prepared.plan)
     job = EncodeJob(
         map_url=request.map_url,
         recipe=prepared.encoder.recipe.name,
@@ -121,6 +123,36 @@ def encode(prepared: Prepared, settings: Settings) -> list[Partition]:
         limits=request.limits,
     )
     return [outcome.task for outcome in _run(prepared, job, settings) if outcome.result is None]
+
+
+def rewrite(prepared: Prepared, settings: Settings) -> Rewriting:
+    """Copy, in a build, the photos of segments that are to be merged or purged into fresh ones; see `compact`.
+
+    Raises:
+        DamagedError: what is to be copied is missing or not what was written.
+        StorageError: the store does not answer. What is finished is kept.
+    """
+    storage, encoder, inventory = prepared.storage, prepared.encoder, prepared.inventory
+    stored = read_stored(storage, encoder.fingerprint, known=inventory.stored)
+    rewriting = choose_rewriting(prepared.request, encoder, inventory, stored)
+    tasks = [partition for partition in rewriting.partitions if partition.segment_id not in stored]
+    with progress_bar(sum(len(task.images) for task in tasks), unit="photo", description="merge") as bar:
+        copiers = run_here(
+            tasks,
+            lambda: SegmentCopier(storage, stored, rewriting, encoder),
+            threads=settings.threads,
+            on_photo=bar.update,
+        )
+        for _ in copiers:
+            pass
+    return rewriting
+
+
+def purge_map(prepared: Prepared, *, check: Callable[[], None]) -> Purged:
+    """Remove, after a build, all that still holds photos taken down; see `purge`. A backfill leaves it to the next build."""
+    if prepared.request.mode == "backfill":
+        return Purged()
+    return purge(prepared.storage, own_run=prepared.plan.run_id, check=check)
 
 
 def _require_a_position(request: BuildRequest, catalog: Catalog) -> None:

@@ -6,10 +6,12 @@ photo is encoded by itself, so neither its neighbours nor the number of workers 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float16
 
 from fol_model.inference import EncodedPhoto, Encoder
 from infra.arrays import LocalFeaturesWriter
@@ -85,7 +87,7 @@ def encode_partition(
         dim=encoder.local_dim,
     )
     kept: list[int] = []
-    rejects: list[dict[str, object]] = []
+    rejects: list[dict[str, Any]] = []
     descriptors = np.empty((len(partition.images), encoder.descriptor_dim), np.float16)
     for row, photo in _encode_photos(partition.images, encoder, reader, decoder):
         if isinstance(photo, PhotoError):
@@ -95,16 +97,53 @@ def encode_partition(
             writer.append(LocalFeatures(features=photo.features, patch=photo.patch, reliability=photo.reliability))
             kept.append(row)
         on_photo()
-    images = partition.images.take(pa.array(kept, pa.int64()))
+    return finish_segment(
+        storage,
+        partition.segment_id,
+        folder,
+        images=partition.images.take(pa.array(kept, pa.int64())),
+        descriptors=descriptors[: len(kept)],
+        rejects=rejects,
+        local_features=writer.close(),
+        model_fingerprint=encoder.fingerprint,
+    )
+
+
+def finish_segment(
+    storage: Storage,
+    segment_id: str,
+    folder: str,
+    *,
+    images: pa.Table,
+    descriptors: Float16[np.ndarray, "n D"],
+    rejects: list[dict[str, Any]],
+    local_features: list[ObjectRef],
+    model_fingerprint: str,
+) -> Receipt:
+    """Write the tables of a segment whose local features are written, and then declare it finished.
+
+    Returns:
+        The receipt that stands for this segment: ours, or that of an attempt that finished first.
+
+    Raises:
+        StorageError: the store does not answer; nothing of this attempt counts.
+    """
     objects = [
         write_table(storage, f"{folder}/{layout.IMAGES}", images, kind="images"),
-        write_table(
-            storage, f"{folder}/{layout.DESCRIPTORS}", _descriptor_table(images, descriptors[: len(kept)]), kind="descriptors"
-        ),
+        write_table(storage, f"{folder}/{layout.DESCRIPTORS}", _descriptor_table(images, descriptors), kind="descriptors"),
         write_table(storage, f"{folder}/{layout.REJECTS}", pa.Table.from_pylist(rejects, REJECTS), kind="rejects"),
-        *writer.close(),
+        *local_features,
     ]
-    return write_receipt(storage, _receipt(partition, folder, encoder, images, len(rejects), objects))
+    receipt = Receipt(
+        segment_id=segment_id,
+        attempt=folder.rsplit("/", 1)[1],
+        model_fingerprint=model_fingerprint,
+        rows=len(images),
+        rejected=len(rejects),
+        bbox=bounding_box(images) if len(images) else None,
+        objects=sorted(objects, key=lambda ref: ref.path),
+    )
+    return write_receipt(storage, receipt)
 
 
 def bounding_box(images: pa.Table) -> BBox:
@@ -132,17 +171,3 @@ def _encode_photos(
 def _descriptor_table(images: pa.Table, descriptors: np.ndarray) -> pa.Table:
     columns = [images["image_id"], descriptor_column(descriptors), images["geometry"], images["bbox"]]
     return pa.Table.from_arrays(columns, schema=descriptors_schema(descriptors.shape[1]))
-
-
-def _receipt(
-    partition: Partition, folder: str, encoder: Encoder, images: pa.Table, rejected: int, objects: list[ObjectRef]
-) -> Receipt:
-    return Receipt(
-        segment_id=partition.segment_id,
-        attempt=folder.rsplit("/", 1)[1],
-        model_fingerprint=encoder.fingerprint,
-        rows=len(images),
-        rejected=rejected,
-        bbox=bounding_box(images) if len(images) else None,
-        objects=sorted(objects, key=lambda ref: ref.path),
-    )

@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 from prefect import flow
 
+from infra.leases import lease
 from infra.observability import Stopwatch
 from infra.settings import Settings
-from pipelines.build.build import encode, prepare
+from pipelines.build.build import encode, prepare, purge_map, rewrite, survey
 from pipelines.build.publishing import publish_version, summarise
 from pipelines.build.request import BuildRequest, BuildSummary
 from pipelines.engine.flow import require_server, show, stage
@@ -43,12 +44,19 @@ def _run(request: BuildRequest) -> BuildSummary:
     settings = Settings.from_environment()
     clock = Stopwatch()
     with clock.stage("catalog"):
-        prepared = stage("catalog", lambda: prepare(request, settings))
-    show(f"{request.mode}-plan", prepared.plan, "What this run is going to do")
-    with clock.stage("encode"):
-        lost = stage("encode", lambda: encode(prepared, settings))
-    with clock.stage("publish"):
-        published = stage("publish", lambda: publish_version(prepared, lost))
-    summary = summarise(prepared, published, clock)
+        surveyed = stage("catalog", lambda: survey(request, settings))
+    with lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
+        with clock.stage("catalog"):
+            prepared = stage("plan", lambda: prepare(surveyed, settings))
+        show(f"{request.mode}-plan", prepared.plan, "What this run is going to do")
+        with clock.stage("encode"):
+            lost = stage("encode", lambda: encode(prepared, settings))
+        with clock.stage("rewrite"):
+            rewriting = stage("rewrite", lambda: rewrite(prepared, settings))
+        with clock.stage("publish"):
+            published = stage("publish", lambda: publish_version(prepared, lost, rewriting, check=held.require))
+        with clock.stage("purge"):
+            purged = stage("purge", lambda: purge_map(prepared, check=held.require))
+    summary = summarise(prepared, published, purged, clock)
     show(f"{request.mode}-summary", summary, "What this run did")
     return summary

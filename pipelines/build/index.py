@@ -1,12 +1,13 @@
 """segments ▶ quantizer ▶ shards: make a version searchable, redoing only what its photos ask for.
 
 The quantizer is trained on the photos with the smallest image ids, which is a random sample that does not depend on how photos
-were cut into segments. A shard is a run of segments along the Hilbert curve; an id in it is `first_id` of its segment plus the
-row.
+were cut into segments; the last of them are held out to measure it (`drift`). A shard is a run of segments along the Hilbert
+curve; an id in it is `first_id` of its segment plus the row.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Final
 from uuid import uuid4
 
 import msgspec
@@ -16,11 +17,18 @@ from jaxtyping import Float32, Int64
 from infra.storage import Storage
 from infra.tables import get_object, put_object, read_descriptors
 from pipelines import ivfpq
-from pipelines.build.membership import Selection, StoredSegment, live_rows, segment_object
+from pipelines.build.drift import MEASURED_PHOTOS, held_out, reason_to_train, with_new_photos
+from pipelines.build.membership import Selection, StoredSegment, live_keys, live_rows, segment_object
 from pipelines.catalog.hilbert import hilbert_position
 from pipelines.ivfpq import IndexConfig, IvfPqParameters
 from schemas import layout
 from schemas.manifest import BBox, IndexEntry, Manifest, ShardEntry, ShardSegment
+
+MASKED_SHARE: Final = 1 / 4
+"""Share of a shard's photos that may be masked before it is made anew: memory that searches for nothing."""
+
+SMALL_SHARD: Final = 1 / 4
+"""A build merges shards of less than this share of `shard_photos`."""
 
 Stored = Mapping[str, StoredSegment]
 Group = list[ShardSegment]
@@ -45,18 +53,21 @@ def build_index(
         head: the version before, made with the same network; its quantizer and shards are used again where they still fit.
         descriptor_dim: D.
         config: sizes.
-        extend: True keeps all shards that are still true and adds shards for the rest (a backfill); False also merges small ones.
+        extend: True keeps all shards that still hold and adds shards for the rest (a backfill); False also merges small ones, and
+            trains again when new photos do not fit the quantizer.
     """
     photos = sum(int(live.sum()) for live in selection.values())
     parameters = ivfpq.derive_parameters(photos, descriptor_dim, config)
-    if head is not None and _fits(head.index, parameters, photos, config):
-        index, kept = head.index, [shard for shard in head.index.shards if _still_true(shard, head, selection)]
+    before = _measured(storage, stored, selection, head) if head else None
+    why = reason_to_train(before, photos, descriptor_dim, config, extend=extend)
+    if head is None or before is None or why:
+        index, holding = _train(storage, stored, selection, parameters, config, why or ""), []
     else:
-        index, kept = _train(storage, stored, selection, parameters, config), []
-    taken = {member.segment_id for shard in kept for member in shard.segments} if extend else set()
+        index, holding = before, _still_holding(head, selection)
+    kept = [shard for shard in holding if extend or not _is_small(stored, shard.segments, config)]
+    taken = {member.segment_id for shard in kept for member in shard.segments}
     groups = _group(stored, sorted(set(selection) - taken), config)
-    if not extend:
-        kept = [shard for shard in kept if shard.segments in groups]
+    kept += [shard for shard in holding if shard.segments in groups]
     missing = [group for group in groups if group not in [shard.segments for shard in kept]]
     quantizer = get_object(storage, index.quantizer) if index.quantizer and missing else None
     folder = layout.index_folder(index.index_id, uuid4().hex[:12])
@@ -67,22 +78,38 @@ def build_index(
     return msgspec.structs.replace(index, shards=sorted([*kept, *made], key=lambda shard: shard.segments[0].segment_id))
 
 
-def _fits(index: IndexEntry, parameters: IvfPqParameters | None, photos: int, config: IndexConfig) -> bool:
-    if index.kind == "flat" or parameters is None:
-        return (index.kind == "flat") == (parameters is None)
-    return photos <= config.retrain_growth * index.trained_for
+def _measured(storage: Storage, stored: Stored, selection: Selection, head: Manifest) -> IndexEntry:
+    """Account, in the index of the version before, for the photos that this version adds."""
+    index, held = head.index, live_keys(head, stored)
+    if index.quantizer is None or "error" not in index.parameters:
+        return index
+    new = {name: live & np.array([key not in held for key in stored[name].photo_keys], bool) for name, live in selection.items()}
+    count = sum(int(live.sum()) for live in new.values())
+    if not count:
+        return index
+    sample = _gather(storage, stored, _sample(stored, new, MEASURED_PHOTOS))
+    return with_new_photos(index, count, ivfpq.quantization_error(get_object(storage, index.quantizer), sample))
 
 
-def _still_true(shard: ShardEntry, head: Manifest, selection: Selection) -> bool:
-    before = {entry.segment_id: entry for entry in head.segments}
-    return all(
-        member.segment_id in selection and np.array_equal(live_rows(before[member.segment_id]), selection[member.segment_id])
-        for member in shard.segments
-    )
+def _still_holding(head: Manifest, selection: Selection) -> list[ShardEntry]:
+    """List the shards of a version that hold every live photo of their segments, and not too many others.
+
+    Readers pass over masked photos, so that a photo that leaves does not cost the shard it is in.
+    """
+    before = {entry.segment_id: live_rows(entry) for entry in head.segments}
+
+    def holds(shard: ShardEntry) -> bool:
+        if not all(member.segment_id in selection for member in shard.segments):
+            return False
+        live = sum(int(selection[member.segment_id].sum()) for member in shard.segments)
+        missing = any((selection[member.segment_id] & ~before[member.segment_id]).any() for member in shard.segments)
+        return not missing and live >= (1 - MASKED_SHARE) * shard.rows
+
+    return [shard for shard in head.index.shards if holds(shard)]
 
 
 def _train(
-    storage: Storage, stored: Stored, selection: Selection, parameters: IvfPqParameters | None, config: IndexConfig
+    storage: Storage, stored: Stored, selection: Selection, parameters: IvfPqParameters | None, config: IndexConfig, why: str
 ) -> IndexEntry:
     fingerprint = next(iter(stored.values())).receipt.model_fingerprint
     if parameters is None:
@@ -97,17 +124,20 @@ def _train(
             quantizer=None,
             shards=[],
         )
-    sample = _sample(stored, selection, config.train_photos)
-    index_id = _name([fingerprint, parameters.to_json(), config.seed, [image_id for image_id, _, _ in sample]])
-    quantizer = ivfpq.train_quantizer(_gather(storage, stored, sample), parameters, config)
+    sample = _sample(stored, selection, config.train_photos + MEASURED_PHOTOS)
+    learned = min(config.train_photos, len(sample) - held_out(len(sample), config))
+    index_id = _name([fingerprint, parameters.to_json(), config.seed, [image_id for image_id, _, _ in sample[:learned]]])
+    descriptors = _gather(storage, stored, sample)
+    quantizer = ivfpq.train_quantizer(descriptors[:learned], parameters, config)
     path = f"{layout.index_folder(index_id, uuid4().hex[:12])}/quantizer.faiss"
+    error = {"error": round(ivfpq.quantization_error(quantizer, descriptors[learned:]), 6)} if learned < len(sample) else {}
     return IndexEntry(
         kind="ivfpq",
         index_id=index_id,
         seed=config.seed,
-        trained_on=len(sample),
+        trained_on=learned,
         trained_for=sum(int(live.sum()) for live in selection.values()),
-        parameters=parameters.to_json(),
+        parameters={**parameters.to_json(), **error, "trained_because": why},
         quantizer=put_object(storage, path, quantizer),
         shards=[],
     )
@@ -140,7 +170,19 @@ def _gather(storage: Storage, stored: Stored, sample: list[tuple[str, str, int]]
 
 
 def _group(stored: Stored, segments: list[str], config: IndexConfig) -> list[Group]:
-    """Put segments that lie beside each other along the Hilbert curve into shards."""
+    """Put segments into shards so that those beside each other along the Hilbert curve share one.
+
+    Small shards among large ones are put together once more, as the next build would do it: so it has nothing to do.
+    """
+    groups = _packed(stored, segments, config)
+    small = [group for group in groups if _is_small(stored, group, config)]
+    if len(small) in (0, len(groups)):
+        return groups
+    loose = sorted(member.segment_id for group in small for member in group)
+    return [group for group in groups if group not in small] + _group(stored, loose, config)
+
+
+def _packed(stored: Stored, segments: list[str], config: IndexConfig) -> list[Group]:
     groups: list[Group] = []
     rows = 0
     for segment in sorted(segments, key=lambda name: (_curve_position(stored[name]), name)):
@@ -151,6 +193,10 @@ def _group(stored: Stored, segments: list[str], config: IndexConfig) -> list[Gro
         groups[-1].append(ShardSegment(segment_id=segment, first_id=rows))
         rows += count
     return groups
+
+
+def _is_small(stored: Stored, group: Group, config: IndexConfig) -> bool:
+    return sum(stored[member.segment_id].receipt.rows for member in group) < SMALL_SHARD * config.shard_photos
 
 
 def _curve_position(segment: StoredSegment) -> int:

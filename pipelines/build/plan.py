@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from fol_model.inference import Encoder
-from pipelines.catalog.sources import Catalog
 from schemas.errors import PlanError
+from schemas.manifest import decode_document
 from schemas.versions import FORMATS
 
 TRIAL_PHOTOS = 3
@@ -39,14 +39,33 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     """Most that all workers should need at once."""
     store_bytes: int
-    """At most that many are added to the map's store."""
+    """At most that many are added to the map's store by segments."""
+    photos_dropped: int = 0
+    """In the map now, and not in what it would become."""
+    segments_to_merge: int = 0
+    """Small, mostly masked or to be purged; copied into fresh ones without the network."""
+    photos_to_copy: int = 0
+    """In those."""
+    quantizer: str = ""
+    """Whether it is kept or trained, and why."""
+    base: int | None = None
+    """The version that the run starts from; None: there is none yet."""
+    reused: list[str] = []
+    """Segments beyond those of that version which runs before have left, and whose photos are not encoded again. With `base`, it
+    fixes how the others are cut: a run that was interrupted goes on with the same cuts."""
+    sha256: str = ""
+    """The seal; see `schemas.manifest`. Empty until the document is written."""
 
     def lines(self, speed: "SpeedEstimate") -> list[str]:
         """Say it to a person."""
+        merging = f"{self.segments_to_merge:,} segments with {self.photos_to_copy:,} photos, without the network"
         return [
-            f"{self.photos_listed:,} photos listed, {self.photos_rejected:,} rejected, {self.photos_known:,} known",
+            f"{self.photos_listed:,} photos listed, {self.photos_rejected:,} rejected, {self.photos_known:,} known, "
+            f"{self.photos_dropped:,} to be dropped",
             f"work    {self.photos_to_encode:,} photos in {self.segments_to_encode:,} segments to encode with {self.recipe}"
             f"{'' if self.trained else ' (untrained)'}, about {speed.seconds(self):,.0f} s with {self.workers} workers",
+            *([f"merge   {merging}"] if self.segments_to_merge else []),
+            f"index   quantizer {self.quantizer}",
             f"memory  up to {self.memory_bytes / 1e9:.1f} GB",
             f"disk    up to {self.store_bytes / 1e6:,.1f} MB more in the map's store",
             "nothing was written",
@@ -65,26 +84,25 @@ class SpeedEstimate:
         return plan.photos_to_encode / (self.photos_per_second * plan.workers)
 
 
-def make_plan(
-    catalog: Catalog, to_encode: int, segment_sizes: Sequence[int], encoder: Encoder, *, mode: str, workers: int
-) -> BuildPlan:
-    """Work out what a build would take."""
-    keys = sorted(catalog.images["photo_key"].to_pylist())
-    photo_bytes = bytes_per_photo(encoder)
-    return BuildPlan(
-        run_id=hashlib.sha256(msgspec.json.encode([mode, encoder.fingerprint, keys])).hexdigest()[:16],
-        mode=mode,
-        recipe=encoder.recipe.name,
-        trained=encoder.trained,
-        photos_listed=len(catalog.images) + len(catalog.rejects),
-        photos_rejected=len(catalog.rejects),
-        photos_known=len(catalog.images) - to_encode,
-        photos_to_encode=to_encode,
-        segments_to_encode=len(segment_sizes),
-        workers=min(workers, max(1, len(segment_sizes))),
-        memory_bytes=_memory(encoder, max(segment_sizes, default=0), workers),
-        store_bytes=to_encode * photo_bytes,
-    )
+def name_run(mode: str, model_fingerprint: str, photo_keys: Sequence[str]) -> str:
+    """Name a run by what it is to do: 16 hex digits, the same when it is started again."""
+    return hashlib.sha256(msgspec.json.encode([mode, model_fingerprint, sorted(photo_keys)])).hexdigest()[:16]
+
+
+def memory_needed(encoder: Encoder, photos: int, workers: int) -> int:
+    """Network once, and for each worker a decoder (512 MB at most), a segment's descriptors and one buffered Zarr shard."""
+    decoder, zarr_shard = 512 << 20, 64 << 20
+    return encoder.weight_bytes + workers * (decoder + zarr_shard + photos * encoder.descriptor_dim * 2) + (600 << 20)
+
+
+def decode_plan(data: bytes, *, where: str) -> BuildPlan:
+    """Read a stored plan.
+
+    Raises:
+        DamagedError: it is not what was written.
+        FormatError: not a plan, or one of a format this Folio does not read.
+    """
+    return decode_document(data, BuildPlan, "plan", where=where)
 
 
 def bytes_per_photo(encoder: Encoder) -> int:

@@ -1,13 +1,18 @@
 """What a user asks of a build, what its stages hand to one another, and what it says in the end."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
+import pyarrow as pa
 
 from fol_model.inference import Encoder
 from infra.storage import Storage
+from pipelines.build.membership import StoredSegment
 from pipelines.build.plan import BuildPlan
+from pipelines.build.purge import Purged
+from pipelines.build.tombstones import Tombstones
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sources import Catalog
 from pipelines.engine.model import untrained_note
@@ -16,7 +21,6 @@ from pipelines.ivfpq import IndexConfig
 from schemas.manifest import Manifest
 
 Mode = Literal["build", "backfill"]
-
 
 DEFAULT_RECIPE = "folio-small"
 
@@ -45,18 +49,58 @@ class BuildRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Surveyed:
+    """What is asked for, before the map is looked at."""
+
+    request: BuildRequest
+    storage: Storage
+    encoder: Encoder
+    catalog: Catalog
+    run_id: str
+    """Made of the photos, the network and the mode: the same when a run is started again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inventory:
+    """What the store has of the photos asked for, and what it lacks."""
+
+    head: Manifest | None
+    """The version that the run starts from."""
+    held_keys: frozenset[str]
+    """Photo keys of that version, as far as they are encoded with this network."""
+    stored: Mapping[str, StoredSegment]
+    """What is encoded with this network."""
+    images: pa.Table
+    """The photos asked for, without those taken down, in the schema of images."""
+    tombstones: Tombstones
+    """Of `head`."""
+    to_purge: frozenset[str]
+    """Segments of `head` that hold photos taken down."""
+    reused: frozenset[str]
+    """Segments that runs before have left, with photos asked for that `head` does not have; see `BuildPlan`."""
+    cuts: list[Partition]
+    """The other photos, as the run set out to encode them; some may have been finished before it was interrupted."""
+    notes: list[str]
+    """For the user: what is left alone."""
+
+    @property
+    def planned(self) -> frozenset[str]:
+        """Name the segments that the run set out to encode."""
+        return frozenset(partition.segment_id for partition in self.cuts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
     """What the stages after `prepare` work from."""
 
     request: BuildRequest
     storage: Storage
-    head: Manifest | None
     encoder: Encoder
     catalog: Catalog
+    inventory: Inventory
     partitions: list[Partition]
+    """Still to be encoded."""
     plan: BuildPlan
-    notes: list[str]
-    """For the user: how the photos were understood."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +110,8 @@ class Published:
     manifest: Manifest
     encoded: int
     dropped: int
+    replaced: int
+    """Segments whose photos were copied into others."""
     rejected: dict[str, int]
     rejects: str
 
@@ -83,6 +129,10 @@ class BuildSummary(msgspec.Struct, frozen=True, kw_only=True):
     known: int
     dropped: int
     """In the version before, not in this one; a photo that has changed counts here and as encoded."""
+    merged: int
+    """Segments that were copied into fresh ones without the network: small ones, and those with many or purged photos masked."""
+    purged: Purged
+    """What was removed of photos taken down."""
     rejected: dict[str, int]
     rejects: str
     """Where the table of rejects lies."""
@@ -91,6 +141,8 @@ class BuildSummary(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_photo: float
     encode_photos_per_second: float
     seconds: dict[str, float]
+    quantizer: str
+    """Whether it was trained, and why, or how well it still fits."""
     recipe: str
     trained: bool
     notes: list[str]
@@ -102,6 +154,8 @@ class BuildSummary(msgspec.Struct, frozen=True, kw_only=True):
             *(f"note: {note}" for note in self.notes),
             f"{self.encoded:,} photos encoded{rate}; {self.known:,} were known, {self.dropped:,} dropped",
         ]
+        if self.merged:
+            lines.append(f"{self.merged:,} small or mostly masked segments merged without the network")
         if self.rejected:
             lines.append(f"{sum(self.rejected.values()):,} rejected ({in_words(self.rejected)}), see {self.rejects}")
         state = "published" if self.published else "unchanged, nothing published"
@@ -109,6 +163,9 @@ class BuildSummary(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.map}: version {self.version} {state}, {self.photos:,} photos in {self.segments:,} segments and "
             f"{self.shards:,} shards, {self.bytes_per_photo:,.0f} bytes/photo"
         )
+        if self.published:
+            lines.append(f"quantizer {self.quantizer}")
+        lines += self.purged.lines()
         if not self.trained:
             lines.append(untrained_note(self.recipe))
         return lines

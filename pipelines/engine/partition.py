@@ -38,16 +38,17 @@ class Partition:
     """Rows in the schema of images, in Hilbert order."""
 
 
-def cut(images: pa.Table, model_fingerprint: str, config: PartitionConfig) -> Iterator[Partition]:
+def cut(images: pa.Table, model_fingerprint: str, *, photos_per_segment: int) -> Iterator[Partition]:
     """Cut Hilbert-ordered photos into runs of nearly equal length.
 
     Args:
         images: rows in the schema of images, in Hilbert order.
         model_fingerprint: of the network that will encode them; other weights make other segments.
+        photos_per_segment: the most; see `PartitionConfig.photos_per_segment`.
     """
     if not len(images):
         return
-    count = -(-len(images) // config.photos_per_segment(len(images)))
+    count = -(-len(images) // photos_per_segment)
     edges = [len(images) * piece // count for piece in range(count + 1)]
     for start, stop in pairwise(edges):
         rows = images.slice(start, stop - start)

@@ -66,7 +66,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask(
-    map_url: str, photos: Sequence[str], settings: Settings, *, version: int | None, weights: str | None, device: str
+    map_url: str, photos: Sequence[str], settings: Settings, *, version: int | str | None, weights: str | None, device: str
 ) -> Asked:
     """Answer photos. Writes nothing. Raises any `FolioError`."""
     limits = PhotoLimits()

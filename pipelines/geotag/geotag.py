@@ -36,7 +36,8 @@ class GeotagRequest:
     map_url: str
     photos: tuple[str, ...]
     out: str
-    version: int | None = None
+    version: int | str | None = None
+    """Number or tag; None: the newest, and should objects of it go meanwhile, the next."""
     weights: str | None = None
     utm_zone: str | None = None
     device: str = "auto"
@@ -103,7 +104,7 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
         photos_per_second=len(geotags) / seconds if seconds else 0.0,
         recipe=answers.facts["model"],
         trained=answers.facts["trained"],
-        notes=catalog.notes,
+        notes=[*catalog.notes, *_moved_on(answers.versions)],
     )
 
 
@@ -129,6 +130,12 @@ def write_results(storage: Storage, answers: Answers, geotags: pa.Table) -> None
     write_table(storage, "coverage.parquet", answers.coverage, kind="coverage")
     storage.put("geotags.geojson", to_geojson(geotags, answers.facts))
     write_table(storage, "geotags.parquet", geotags, kind="geotags", facts=answers.facts)
+
+
+def _moved_on(versions: list[int]) -> list[str]:
+    if len(versions) < 2:
+        return []
+    return [f"objects of version {versions[0]} were removed meanwhile; later photos were answered from version {versions[-1]}"]
 
 
 def _geotag(query: dict[str, Any], candidates: list[dict[str, Any]], config: PositionConfig) -> dict[str, Any]:

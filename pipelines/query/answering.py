@@ -14,6 +14,7 @@ from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.reading import PhotoReader
 from pipelines.catalog.rows import load_photo, reject_row
 from pipelines.catalog.sources import Catalog
+from pipelines.query.opened_map import OpenedMap
 from pipelines.query.worker import Answer, QueryWorker
 from schemas.coverage import COVERAGE
 from schemas.errors import PhotoError
@@ -33,6 +34,8 @@ class Answers:
     results: pa.Table
     rejects: pa.Table
     coverage: pa.Table
+    versions: list[int]
+    """That answers came from: more than one when the map had to be followed to a newer version meanwhile."""
     facts: dict[str, Any]
     """Of the results: map version, model, trained, grid_side, mode."""
 
@@ -43,6 +46,7 @@ def answer_catalog(
     """Answer each photo of a catalog; photos that cannot be used land in the rejects."""
     rejects: list[dict[str, object]] = []
     batches: list[pa.RecordBatch] = []
+    versions: set[int] = set()
     usable = np.ones(len(catalog.images), bool)
     with PhotoDecoder(limits) as decoder:
         reader = PhotoReader(settings, limits)
@@ -55,12 +59,15 @@ def answer_catalog(
                 usable[row] = False
                 continue
             query_id = catalog.images["image_id"][row].as_py()
-            batches.append(pa.RecordBatch.from_pylist(list(_rows(worker, query_id, worker.answer(pixels))), RESULTS))
+            answer = worker.answer(pixels)
+            versions.add(answer.map.manifest.version)
+            batches.append(pa.RecordBatch.from_pylist(list(_rows(query_id, answer)), RESULTS))
     return Answers(
         queries=catalog.images.filter(pa.array(usable)),
         results=pa.Table.from_batches(batches, RESULTS),
         rejects=pa.concat_tables([catalog.rejects, pa.Table.from_pylist(rejects, REJECTS)]),
         coverage=_coverage(worker),
+        versions=sorted(versions),
         facts=facts_of(worker),
     )
 
@@ -77,9 +84,9 @@ def facts_of(worker: QueryWorker) -> dict[str, Any]:
     }
 
 
-def _rows(worker: QueryWorker, query_id: str, answer: Answer) -> Iterator[dict[str, object]]:
+def _rows(query_id: str, answer: Answer) -> Iterator[dict[str, object]]:
     for rank, candidate in enumerate(answer.candidates, start=1):
-        segment = worker.map.segment(candidate.photo.segment_id)
+        segment = answer.map.segment(candidate.photo.segment_id)
         yield {
             "query_id": query_id,
             "rank": rank,
@@ -94,6 +101,6 @@ def _rows(worker: QueryWorker, query_id: str, answer: Answer) -> Iterator[dict[s
 
 
 def _coverage(worker: QueryWorker) -> pa.Table:
-    positions = worker.map.positions()
+    positions = worker.read(OpenedMap.positions)
     step = max(1, len(positions) // COVERAGE_POINTS)
     return positions.select(COVERAGE.names).take(np.arange(0, len(positions), step)).cast(COVERAGE)

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final, Generic, TypeVar
 
 import numpy as np
@@ -11,15 +12,14 @@ import pyarrow as pa
 from jaxtyping import Float16, Float32
 
 from infra.arrays import LocalFeaturesReader
-from infra.commits import receipt_path
 from infra.storage import Storage
 from infra.tables import DescriptorReader, get_object, read_table
+from pipelines.build.masking import checked_receipt
 from pipelines.build.membership import live_rows
 from pipelines.ivfpq import ShardSearcher
 from schemas import layout
-from schemas.errors import DamagedError
 from schemas.local_features import LocalFeatures
-from schemas.manifest import Manifest, Receipt, SegmentEntry, decode_receipt
+from schemas.manifest import Manifest, SegmentEntry, ShardEntry
 from schemas.versions import require_readable
 
 POSITION_COLUMNS: Final = ["image_id", "uri", "root", "lat_deg", "lon_deg"]
@@ -44,7 +44,7 @@ class OpenedSegment:
     """A segment of the map; reads descriptors and local features by row."""
 
     def __init__(self, storage: Storage, entry: SegmentEntry) -> None:
-        receipt = _checked_receipt(storage, entry)
+        receipt = checked_receipt(storage, entry)
         folder = layout.segment_folder(entry.segment_id, entry.attempt)
         self._refs = {ref.path.removeprefix(folder + "/"): ref for ref in receipt.objects}
         images = self._refs[layout.IMAGES]
@@ -55,7 +55,7 @@ class OpenedSegment:
 
 
 class OpenedMap:
-    """A version of a map.
+    """A version of a map. For any number of threads.
 
     Args:
         storage: of the map.
@@ -80,6 +80,7 @@ class OpenedMap:
             get_object(storage, index.quantizer) if index.quantizer else None,
             index.parameters.get("nprobe", 1),
             [get_object(storage, shard.file) for shard in index.shards],
+            [self._live_ids(shard) for shard in index.shards],
         )
 
     def segment(self, segment_id: str) -> OpenedSegment:
@@ -115,6 +116,16 @@ class OpenedMap:
             parts.append(images.filter(pa.array(live_rows(entry))))
         return pa.concat_tables(parts)
 
+    def _live_ids(self, shard: ShardEntry) -> np.ndarray | None:
+        """Mark the ids of a shard that are part of this version: (ids,) bool. None: all that it holds."""
+        rows = [live_rows(self._entries[member.segment_id]) for member in shard.segments]
+        if shard.rows == sum(int(live.sum()) for live in rows):  # made without the masked rows
+            return None
+        live = np.zeros(max(member.first_id + len(one) for member, one in zip(shard.segments, rows, strict=True)), bool)
+        for member, one in zip(shard.segments, rows, strict=True):
+            live[member.first_id : member.first_id + len(one)] = one
+        return live
+
     def _photo(self, shard: int, number: int) -> StoredPhoto:
         members = self.manifest.index.shards[shard].segments
         member = members[bisect_right(members, number, key=lambda one: one.first_id) - 1]
@@ -123,34 +134,27 @@ class OpenedMap:
 
 
 class _PhotoCache(Generic[T]):
-    """What was read of the photos asked for last; reads the others a segment at a time."""
+    """What was read of the photos asked for last; reads the others a segment at a time. For any number of threads."""
 
     def __init__(self, read: Callable[[str, list[int]], list[T]]) -> None:
         self._read = read
         self._kept: OrderedDict[tuple[str, int], T] = OrderedDict()
+        self._lock = Lock()
 
     def get(self, photos: Sequence[StoredPhoto]) -> list[T]:
         keys = [(photo.segment_id, photo.row) for photo in photos]
+        with self._lock:
+            found = {key: self._kept[key] for key in keys if key in self._kept}
         rows_of: dict[str, list[int]] = {}
-        for segment, row in keys:
-            if (segment, row) not in self._kept:
+        for segment, row in dict.fromkeys(keys):
+            if (segment, row) not in found:
                 rows_of.setdefault(segment, []).append(row)
-        for segment, rows in rows_of.items():
-            self._kept.update(zip(((segment, row) for row in rows), self._read(segment, rows), strict=True))
-        for key in keys:
-            self._kept.move_to_end(key)
-        found = [self._kept[key] for key in keys]
-        while len(self._kept) > CACHED_PHOTOS:
-            self._kept.popitem(last=False)
-        return found
-
-
-def _checked_receipt(storage: Storage, entry: SegmentEntry) -> Receipt:
-    path = receipt_path(entry.segment_id)
-    receipt = decode_receipt(storage.get(path), where=f"{storage.url}/{path}")
-    if receipt.sha256 != entry.receipt_sha256:
-        raise DamagedError(
-            f"{storage.url}/{path}: sha256 {receipt.sha256[:12]} was found, but the manifest needs {entry.receipt_sha256[:12]}. "
-            f"No answer was given from it. See what else is damaged: folio verify {storage.url}"
-        )
-    return receipt
+        for segment, rows in rows_of.items():  # not under the lock: two threads may read the same, none waits for another's
+            found.update(zip(((segment, row) for row in rows), self._read(segment, rows), strict=True))
+        with self._lock:
+            for key in keys:
+                self._kept[key] = found[key]
+                self._kept.move_to_end(key)
+            while len(self._kept) > CACHED_PHOTOS:
+                self._kept.popitem(last=False)
+        return [found[key] for key in keys]

@@ -3,11 +3,17 @@
     photo ▶ descriptor, local features ▶ nearest compressed descriptors ▶ exact cosines ▶ adaptive pool ▶ local matching ▶ order
 
 It needs neither Ray nor Prefect, and the same photo gives the same answer however the map was cut (SPEC 10.4, 10.5).
+
+Each answer comes from one version of the map. A worker that follows the map moves on when told to (`refresh`), and by itself when
+an object is gone and there is a newer version: gc and purges may remove what it stands on, and no request is dropped for it.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from threading import Lock
+from typing import Final, TypeVar
 
 import numpy as np
 from jaxtyping import Float16, Float32, Float64, UInt8
@@ -16,14 +22,21 @@ from fol_model.config import RerankConfig
 from fol_model.inference import EncodedPhoto, Encoder, Reranker
 from infra.commits import read_head, read_version
 from infra.settings import Settings
-from infra.storage import open_storage
+from infra.storage import Storage, open_storage
+from pipelines.build.masking import without
 from pipelines.engine.model import load_encoder, require_same_model, weights_file
 from pipelines.engine.threads import use_threads
 from pipelines.query.opened_map import OpenedMap, StoredPhoto
+from schemas.errors import DamagedError, ObjectMissing
+from schemas.manifest import Manifest
 
 REFINED: Final = 2
 """Compressed candidates that are compared exactly, for each candidate that is kept. More: what compression misordered is found
 again, at one row of descriptors read each."""
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,21 +61,58 @@ class Answer:
     pool_size: int
     matched_patches: UInt8[np.ndarray, "m 4"]
     """Of the first candidate: query row, query column, its row, its column, strongest first."""
+    map: OpenedMap
+    """The version that all of it comes from."""
 
 
 class QueryWorker:
-    """Answers queries from one version of a map.
+    """Answers queries from a map, each from one version of it. For any number of threads.
 
     Args:
-        opened: the version.
+        storage: of the map.
+        opened: the version to begin with.
         encoder: the network it was made with.
         config: re-ranking.
+        follows: whether to move on to newer versions.
     """
 
-    def __init__(self, opened: OpenedMap, encoder: Encoder, config: RerankConfig) -> None:
-        self.map: Final = opened
+    def __init__(
+        self, storage: Storage, opened: OpenedMap, encoder: Encoder, config: RerankConfig, *, follows: bool = True
+    ) -> None:
+        self.map = opened
+        """The version that the next answer comes from; replaced as a whole."""
         self.encoder: Final = encoder
+        self._storage = storage
         self._reranker = Reranker(config)
+        self._follows = follows
+        self._moving = Lock()
+
+    def refresh(self) -> bool:
+        """Move on to the newest version: open it beside the one in use, then swap. Answers under way end where they began.
+
+        Returns:
+            Whether there was a newer one. One made with another network is left alone, and a warning logged.
+
+        Raises:
+            DamagedError: the newest version is damaged; the one in use stays.
+        """
+        with self._moving:
+            return self._follows and self._advance()
+
+    def read(self, use: Callable[[OpenedMap], T]) -> T:
+        """Do something with one version; once more with a newer one, when objects are gone meanwhile and there is a newer one.
+
+        Raises:
+            MapError: objects are missing or damaged, and there is no newer version to take them from.
+        """
+        opened = self.map
+        while True:
+            try:
+                return use(opened)
+            except (ObjectMissing, DamagedError):
+                if not self._is_behind(opened):
+                    raise
+            opened = self.map
 
     def answer(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Answer:
         """Find the photos of the map that show the same place as an upright RGB photo."""
@@ -70,9 +120,14 @@ class QueryWorker:
 
     def answer_encoded(self, query: EncodedPhoto) -> Answer:
         """The same for a photo that is encoded already."""
-        photos, cosines = self._best_by_descriptor(query.descriptor)
+        return self.read(lambda opened: self._answer_from(opened, query))
+
+    def _answer_from(self, opened: OpenedMap, query: EncodedPhoto) -> Answer:
+        photos, cosines = self._best_by_descriptor(opened, query.descriptor)
+        if not photos:  # all were taken down
+            return Answer(candidates=[], pool_size=0, matched_patches=np.empty((0, 4), np.uint8), map=opened)
         pool = self._reranker.pool_size(cosines)
-        ranked = self._reranker.rerank(query, self.map.local_features_of(photos[:pool]), cosines)
+        ranked = self._reranker.rerank(query, opened.local_features_of(photos[:pool]), cosines)
         reranked = [
             Candidate(
                 photo=photos[place],
@@ -95,15 +150,53 @@ class QueryWorker:
             )
             for place in range(pool, len(photos))
         ]
-        return Answer(candidates=reranked + rest, pool_size=pool, matched_patches=ranked.matched_patches[int(ranked.order[0])])
+        return Answer(
+            candidates=reranked + rest,
+            pool_size=pool,
+            matched_patches=ranked.matched_patches[int(ranked.order[0])],
+            map=opened,
+        )
 
-    def _best_by_descriptor(self, descriptor: Float32[np.ndarray, " D"]) -> tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]:
+    def _best_by_descriptor(
+        self, opened: OpenedMap, descriptor: Float32[np.ndarray, " D"]
+    ) -> tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]:
         """The first stage: compressed search, then exact cosines; ties go to the smaller image id."""
         keep = self._reranker.config.pool.max_size
-        photos = self.map.nearest(descriptor, REFINED * keep)
-        cosines = exact_cosines(self.map.descriptors_of(photos), descriptor)
+        photos = opened.nearest(descriptor, REFINED * keep)
+        if not photos:
+            return [], np.empty(0)
+        cosines = exact_cosines(opened.descriptors_of(photos), descriptor)
         order = sorted(range(len(photos)), key=lambda place: (-cosines[place], photos[place].image_id))[:keep]
         return [photos[place] for place in order], cosines[order]
+
+    def _is_behind(self, opened: OpenedMap) -> bool:
+        """Tell whether there is a newer version than one that failed, and make sure that it is the one in use."""
+        with self._moving:
+            if not self._follows:
+                read_version(self._storage, opened.manifest.version)  # raises, and says it better, if it was retired
+                return False
+            return self.map is not opened or self._advance()
+
+    def _advance(self) -> bool:
+        head = read_head(self._storage)
+        if head.version <= self.map.manifest.version:
+            return False
+        if head.model.fingerprint != self.encoder.fingerprint:
+            _log.warning("%s: version %d is made with another network; staying behind", self._storage.url, head.version)
+            return False
+        self.map = _open_newest(self._storage, head)
+        return True
+
+
+def _open_newest(storage: Storage, head: Manifest) -> OpenedMap:
+    """Open the newest version; another one, if it is replaced and purged in this moment."""
+    while True:
+        try:
+            return OpenedMap(storage, head)
+        except (ObjectMissing, DamagedError):
+            tried, head = head, read_head(storage)
+            if head.version == tried.version:
+                raise
 
 
 def exact_cosines(stored: Float16[np.ndarray, "n D"], query: Float32[np.ndarray, " D"]) -> Float64[np.ndarray, " n"]:
@@ -121,7 +214,7 @@ def open_worker(
     map_url: str,
     settings: Settings,
     *,
-    version: int | None = None,
+    version: int | str | None = None,
     weights: Path | None = None,
     device: str = "auto",
     config: RerankConfig | None = None,
@@ -131,21 +224,24 @@ def open_worker(
     Args:
         map_url: folder or fsspec URL.
         settings: of this process.
-        version: None is the newest.
+        version: number or tag, to stay with, without the photos taken down since. None follows the newest.
         weights: a safetensors file; None: the recipe's own, or those in the models folder.
         device: where the network runs.
         config: re-ranking; None: the defaults.
 
     Raises:
         MapMissing: no map there, or no such version.
+        MapError: the version is retired.
         ModelError: the weights are missing or are not those the map was made with.
         DamagedError: the index is not what the manifest says.
     """
     use_threads(settings.threads)
     storage = open_storage(map_url, settings)
-    manifest = read_head(storage) if version is None else read_version(storage, version)
+    head = read_head(storage)
+    manifest = head if version is None else without(storage, read_version(storage, version), head.tombstones)
     recipe = manifest.model.recipe
     encoder = load_encoder(recipe, weights=weights_file(recipe, weights, settings), device=device)
     remedy = "Give the weights the map was made with: --weights FILE.safetensors"
     require_same_model(encoder, manifest.model, map_url=storage.url, remedy=remedy)
-    return QueryWorker(OpenedMap(storage, manifest), encoder, config or encoder.reranking)
+    opened = _open_newest(storage, manifest) if version is None else OpenedMap(storage, manifest)
+    return QueryWorker(storage, opened, encoder, config or encoder.reranking, follows=version is None)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from infra.commits import read_head
+from infra.commits import read_head, read_version
 from infra.settings import Settings
 from infra.storage import open_storage
 from pipelines.build.build import run_build
@@ -140,7 +140,7 @@ def test_a_build_drops_vanished_photos_without_the_network(city: City, settings:
     assert summary.encoded == 0
     assert summary.dropped == len(gone)
     assert sum(int(live_rows(entry).sum()) for entry in head.segments) == summary.photos == len(list(database.iterdir()))
-    assert sum(shard.rows for shard in head.index.shards) == summary.photos
+    assert head.index.shards == read_version(open_storage(str(place), settings), 1).index.shards  # readers pass over them
 
     back = rollback(open_storage(str(place), settings), 1)
     assert back.version == 3

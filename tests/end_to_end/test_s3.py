@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from infra.settings import Settings
 from infra.storage import open_storage
 from pipelines.maintain.verify import verify
@@ -20,7 +22,7 @@ def test_photos_map_and_results_may_lie_in_a_bucket(
     here = {"AWS_ENDPOINT_URL": s3_endpoint}
 
     built = folio("build", "s3://maps/town", "s3://maps/survey", "--recipe", "tiny", "--json", env=here)
-    again = folio("build", "s3://maps/town", "s3://maps/survey", "--recipe", "tiny", "--json", env=here)
+    again = folio("--endpoint", s3_endpoint, "build", "s3://maps/town", "s3://maps/survey", "--recipe", "tiny", "--json")
     tagged = folio("geotag", "s3://maps/town", "s3://maps/survey", "--out", "s3://maps/geotags", "--json", env=here)
 
     assert built.code == again.code == tagged.code == 0, built.err + again.err + tagged.err
@@ -35,3 +37,20 @@ def test_photos_map_and_results_may_lie_in_a_bucket(
     manifest = open_storage("s3://maps/town", settings).get("manifests/00000000000000000001.json").decode()
     assert "AKIA" not in manifest
     assert str(tmp_path.parents[1]) not in manifest
+
+
+@pytest.mark.slow
+def test_workers_on_ray_find_the_server_named_by_the_option(
+    city: City, folio_process: Callable[..., Ran], s3_endpoint: str, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for photo in sorted(city.database.iterdir())[:8]:
+        (photos / photo.name).write_bytes(photo.read_bytes())
+
+    built = folio_process(
+        "--endpoint", s3_endpoint, "build", "s3://maps/ray", photos, "--recipe", "tiny", "--workers", "ray", "--json"
+    )
+
+    assert built.code == 0, built.err
+    assert built.json()["encoded"] == 8

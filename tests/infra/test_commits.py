@@ -9,19 +9,24 @@ import pytest
 
 from infra import commits
 from infra.commits import (
+    create_tag,
     head_or_none,
+    list_retired,
+    list_tags,
     list_versions,
     manifest_path,
     probe,
     publish,
     read_head,
+    read_manifest,
     read_receipts,
     read_version,
     receipt_path,
+    retire,
     write_receipt,
 )
 from infra.storage import ObjectInfo, Storage
-from schemas.errors import CommitError, CommitUnknown, ConditionsIgnored, FormatError, MapMissing, StorageError
+from schemas.errors import CommitError, CommitUnknown, ConditionsIgnored, FormatError, MapError, MapMissing, StorageError
 from schemas.manifest import IndexEntry, Manifest, ModelEntry, Producer, Receipt, encode_json
 
 DRAFT = Manifest(
@@ -269,21 +274,96 @@ def receipt(attempt: str, segment_id: str = "s1") -> Receipt:
 
 
 def test_the_first_attempt_at_a_segment_wins(storage: Storage):
-    assert write_receipt(storage, receipt("first")) == receipt("first")
-    assert write_receipt(storage, receipt("second")) == receipt("first")
+    assert write_receipt(storage, receipt("first")).attempt == "first"
+    assert write_receipt(storage, receipt("second")).attempt == "first"
     write_receipt(storage, receipt("only", "s2"))
 
-    assert read_receipts(storage) == {"s1": receipt("first"), "s2": receipt("only", "s2")}
+    assert {name: found.attempt for name, found in read_receipts(storage).items()} == {"s1": "first", "s2": "only"}
     assert storage.get(receipt_path("s1")) == encode_json(receipt("first"))
 
 
 def test_a_lost_answer_to_a_receipt_does_not_make_a_segment_foreign(local: Storage):
-    assert write_receipt(LosesAnswers(local), receipt("mine")) == receipt("mine")
+    assert write_receipt(LosesAnswers(local), receipt("mine")).attempt == "mine"
 
 
 def test_a_receipt_that_cannot_be_written_says_why(local: Storage):
     with pytest.raises(StorageError, match="503 SlowDown"):
         write_receipt(Refuses(local, 100), receipt("mine"))
+
+
+class AsleepError(Exception):
+    """What a run that must not publish any more raises."""
+
+
+def test_a_run_that_must_not_publish_any_more_is_stopped_before_every_try(local: Storage):
+    """It falls asleep after a try that failed; the store had created nothing."""
+    allowed = iter([None])
+
+    def check() -> None:
+        if next(allowed, AsleepError) is AsleepError:
+            raise AsleepError
+
+    with pytest.raises(AsleepError):
+        publish(Refuses(local, 1), adds("a"), check=check)
+
+    assert list_versions(local) == []
+
+
+def test_a_retired_version_is_not_opened_but_its_manifest_can_be_read(storage: Storage):
+    first = publish(storage, adds("a"))
+    publish(storage, adds("b"))
+
+    retire(storage, [1], reason="gc")
+    retire(storage, [1], reason="purge")  # again: the first mark stands
+
+    assert list_retired(storage) == {1}
+    assert read_manifest(storage, 1) == first
+    with pytest.raises(MapError, match=r"version 1 is retired.*folio versions"):
+        read_version(storage, 1)
+    assert read_version(storage, 2).version == 2
+
+
+def test_a_tag_names_a_version(storage: Storage):
+    publish(storage, adds("a"))
+    publish(storage, adds("b"))
+
+    create_tag(storage, "prod-2026.11", 1)
+    create_tag(storage, "prod-2026.11", 1)
+
+    assert list_tags(storage) == {"prod-2026.11": 1}
+    assert read_version(storage, "prod-2026.11").version == 1
+    assert read_version(storage, "2").version == 2
+
+
+def test_a_tag_is_never_moved(local: Storage):
+    create_tag(local, "prod", 1)
+
+    with pytest.raises(MapError, match=r"the tag prod is version 1 already, not 2.*--delete"):
+        create_tag(local, "prod", 2)
+
+    assert list_tags(local) == {"prod": 1}
+
+
+@pytest.mark.parametrize("name", ["42", "", "a/b", "../a", ".hidden", "-x", "a b", "ä", "x" * 65])
+def test_what_cannot_be_a_tag_is_refused(local: Storage, name: str):
+    with pytest.raises(MapError, match="needed a letter or digit"):
+        create_tag(local, name, 1)
+
+    assert list(local.list()) == []
+
+
+@pytest.mark.parametrize("name", ["nightly", "../manifests/00000000000000000001", ""])
+def test_there_is_no_such_tag(local: Storage, name: str):
+    publish(local, adds("a"))
+
+    with pytest.raises(MapMissing, match=r"no tag .*folio versions"):
+        read_version(local, name)
+
+
+def test_a_lost_answer_to_a_tag_does_not_make_it_anothers(local: Storage):
+    create_tag(LosesAnswers(local), "prod", 1)
+
+    assert list_tags(local) == {"prod": 1}
 
 
 def test_the_probe_passes_where_the_first_create_counts_and_leaves_nothing(storage: Storage):

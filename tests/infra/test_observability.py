@@ -50,6 +50,22 @@ def test_the_stopwatch_adds_up_what_each_stage_took_also_when_it_fails():
     assert seconds["catalog"] < 0.02
 
 
+def test_at_debug_level_requests_with_their_signatures_are_not_logged(capsys: pytest.CaptureFixture[str]):
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        configure_logging("debug")
+        logging.getLogger("botocore.auth").debug("Authorization: AWS4-HMAC-SHA256 Credential=")
+        logging.getLogger("aiobotocore.endpoint").debug("Authorization: AWS4-HMAC-SHA256 Credential=")
+        logging.getLogger("folio.storage").debug("shown")
+    finally:
+        root.handlers[:], root.level = before, level
+
+    written = capsys.readouterr().err
+    assert "shown" in written
+    assert "Authorization" not in written
+
+
 def test_log_lines_from_the_chosen_level_on_go_to_stderr(capsys: pytest.CaptureFixture[str]):
     root = logging.getLogger()
     before, level = root.handlers[:], root.level

@@ -46,6 +46,18 @@ def test_the_endpoint_for_s3_goes_before_the_general_one():
     assert settings.s3_endpoint_url == "http://s3"
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://me:hidden@s3:9000", "https://hidden@s3", "http://s3/?token=hidden", "http://s3#hidden", "s3:9000/hidden", "http://"],
+)
+def test_an_endpoint_that_holds_a_secret_or_is_none_is_refused_and_not_repeated(name: str, url: str):
+    with pytest.raises(FolioError, match=f"{name}.*needed http://host:port.*AWS_PROFILE") as caught:
+        settings_from({name: url})
+
+    assert "hidden" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("FOLIO_THREADS", "0"), ("FOLIO_THREADS", "many"), ("FOLIO_THREADS", "-1"), ("FOLIO_LOG", "loud"), ("HF_ENDPOINT", "hub")],

@@ -3,11 +3,13 @@
 import errno
 import os
 import pickle
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
@@ -312,32 +314,45 @@ class Faulty:
 
     protocol = ("s3", "s3a")
 
-    def __init__(self, *answers: int) -> None:
+    def __init__(self, *answers: int | str) -> None:
         self.answers = list(answers)
+        self.content = b"content"
 
     def cat_file(self, path: str, start: int | None, end: int | None) -> bytes:
         self.answer()
-        return b"content"
+        return self.content[start:end]
 
     def pipe_file(self, path: str, data: bytes, mode: str = "overwrite") -> None:
         self.answer()
 
+    def info(self, path: str) -> dict[str, Any]:
+        return {"type": "file", "size": len(self.content)}
+
     def answer(self) -> None:
-        status = self.answers.pop(0)
-        if status != 200:
-            response = {"Error": {"Code": str(status), "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": status}}
-            raise translate_boto_error(ClientError(response, "Any"))
+        status, _, code = str(self.answers.pop(0)).partition(" ")
+        if status != "200":
+            answer = {"HTTPStatusCode": int(status), "HTTPHeaders": {"retry-after": "7"} if status == "429" else {}}
+            raise translate_boto_error(
+                ClientError({"Error": {"Code": code or status, "Message": ""}, "ResponseMetadata": answer}, "Any")
+            )
 
 
-MakeFaulty = Callable[..., tuple[FsspecStorage, list[int]]]
+MakeFaulty = Callable[..., tuple[FsspecStorage, list[int | str]]]
 
 
 @pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> MakeFaulty:
-    """Give a storage and the answers it has not yet asked for."""
-    monkeypatch.setattr(storage_module, "FIRST_PAUSE_S", 0.001)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were waited, without waiting."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    return waited
 
-    def make(*answers: int) -> tuple[FsspecStorage, list[int]]:
+
+@pytest.fixture
+def faulty(pauses: list[float]) -> MakeFaulty:
+    """Give a storage and the answers it has not yet asked for."""
+
+    def make(*answers: int | str) -> tuple[FsspecStorage, list[int | str]]:
         filesystem = Faulty(*answers)
         return FsspecStorage("s3://maps/lund", filesystem, "maps/lund", failures=(OSError,)), filesystem.answers
 
@@ -353,13 +368,33 @@ def test_a_busy_store_is_asked_again(faulty: MakeFaulty):
     assert left == []
 
 
-def test_a_store_that_stays_busy_is_a_storage_error_after_six_tries(faulty: MakeFaulty):
-    storage, left = faulty(*[503] * 7)
+def test_a_store_that_stays_busy_is_a_storage_error_after_ten_tries(faulty: MakeFaulty, pauses: list[float]):
+    storage, left = faulty(*[503] * 11)
 
     with pytest.raises(StorageError, match="s3://maps/lund/a: could not read this"):
         storage.get("a")
 
     assert left == [503]
+    assert len(set(pauses)) == 9
+    assert all(pause <= min(3.0, 0.2 * 2**attempt) for attempt, pause in enumerate(pauses))
+
+
+def test_a_store_that_says_how_long_to_wait_is_left_alone_so_long(faulty: MakeFaulty, pauses: list[float]):
+    storage, _ = faulty(429, 503, 200)
+
+    storage.put("a", b"")
+
+    assert 7 <= pauses[0] <= 7.2
+    assert pauses[1] <= 0.4
+
+
+@pytest.mark.parametrize("answer", ["404 NoSuchUpload", "400 RequestTimeout", "400 BadDigest"])
+def test_an_upload_that_was_cut_short_is_made_again(faulty: MakeFaulty, answer: str):
+    storage, left = faulty(answer, 200)
+
+    storage.put("a", b"")
+
+    assert left == []
 
 
 def test_a_refusal_is_not_asked_again(faulty: MakeFaulty):
@@ -371,20 +406,77 @@ def test_a_refusal_is_not_asked_again(faulty: MakeFaulty):
     assert left == [200]
 
 
-def test_a_create_is_asked_again_after_not_now_and_lost_where_there_is_one(faulty: MakeFaulty):
-    storage, left = faulty(409, 409, 200, 409, 412)
+@pytest.mark.parametrize("doubt", [409, 429, 500, 502, 503, 504])
+def test_a_create_is_asked_again_and_an_object_of_our_own_then_is_ours(faulty: MakeFaulty, doubt: int):
+    storage, left = faulty(doubt, 200, doubt, 412, 200, doubt, 412, 200)
 
     assert storage.put_if_absent("a", b"")
-    assert not storage.put_if_absent("a", b"")
+    assert storage.put_if_absent("a", b"content")  # what is there now
+    assert not storage.put_if_absent("a", b"another's")
 
     assert left == []
 
 
-@pytest.mark.parametrize("status", [500, 503, 403])
-def test_a_create_that_may_have_happened_is_not_asked_again(faulty: MakeFaulty, status: int):
-    storage, left = faulty(status, 412)
+def test_a_create_without_any_answer_may_have_happened(faulty: MakeFaulty):
+    storage, _ = faulty(*[500] * 10)
 
     with pytest.raises(StorageError, match=r"could not create this.*may have been created or not; nothing was deleted"):
         storage.put_if_absent("a", b"")
 
-    assert left == [412]
+
+def test_a_create_that_is_refused_is_not_asked_again(faulty: MakeFaulty):
+    storage, left = faulty(403, 200)
+
+    with pytest.raises(StorageError, match="could not create this"):
+        storage.put_if_absent("a", b"")
+
+    assert left == [200]
+
+
+def test_what_is_too_large_for_one_request_is_not_created(faulty: MakeFaulty, monkeypatch: pytest.MonkeyPatch):
+    """Because a store may ignore the condition when it puts parts together."""
+    monkeypatch.setattr(storage_module, "CREATE_MAX_BYTES", 10)
+    storage, _ = faulty()
+
+    with pytest.raises(StorageError, match=r"lund/a: found 11 bytes to create if absent, needed at most 10.*Nothing was written"):
+        storage.put_if_absent("a", b"x" * 11)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(None, None), (3, None), (3, 24), (0, 5), (0, 99), (20, 30), (-9, None)])
+def test_a_large_object_is_read_in_parts_each_of_which_may_fail(
+    faulty: MakeFaulty, monkeypatch: pytest.MonkeyPatch, start: int | None, stop: int | None
+):
+    monkeypatch.setattr(storage_module, "PART_BYTES", 5)
+    storage, _ = faulty(500, *[200, 503] * 6)
+    content = bytes(range(25))
+    monkeypatch.setattr(storage._filesystem, "content", content)
+
+    assert storage.get("a", start=start, stop=stop) == content[start:stop]
+
+
+def test_without_credentials_a_request_fails_at_once_and_says_so(monkeypatch: pytest.MonkeyPatch, pauses: list[float]):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    with pytest.raises(StorageError, match="Unable to locate credentials"):
+        open_storage("s3://maps/lund", Settings(threads=1, s3_endpoint_url="http://127.0.0.1:9")).get("a")
+
+    assert pauses == []
+
+
+def test_a_server_that_is_not_there_is_asked_ten_times(aws_environment: None, pauses: list[float]):
+    with pytest.raises(StorageError, match=r"could not read this: Could not connect to the endpoint URL"):
+        open_storage("s3://maps/lund", Settings(threads=1, s3_endpoint_url="http://127.0.0.1:9")).get("a")
+
+    assert len(pauses) == 9
+
+
+def test_a_storage_in_another_process_does_not_try_again_below_this_door(aws_environment: None):
+    """Else its second try would be told of the object that its first try made."""
+    storage = open_storage("s3://maps/lund", Settings(threads=1))
+    assert isinstance(storage, FsspecStorage)
+
+    assert storage._filesystem.retries == 1
+    assert pickle.loads(pickle.dumps(storage))._filesystem.retries == 1

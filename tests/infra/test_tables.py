@@ -6,6 +6,7 @@ import json
 
 import duckdb
 import geopandas
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from infra.tables import (
     write_table,
 )
 from schemas.descriptors import descriptors_schema
-from schemas.errors import DamagedError, FormatError, ObjectMissing
+from schemas.errors import DamagedError, FormatError, MapError, ObjectMissing
 from schemas.geoparquet import point_columns
 from schemas.manifest import ObjectRef
 from schemas.rejects import REJECTS
@@ -166,26 +167,58 @@ def test_any_flipped_bit_of_a_table_is_noticed(local: Storage):
         flip(local, ref.path, bit)
 
 
-def test_a_flipped_bit_never_gives_a_wrong_descriptor(local: Storage):
-    """Most flips hit a page and fail its checksum; a few hit statistics that nobody reads, and change nothing."""
+def test_any_flipped_bit_of_a_table_is_noticed_also_by_its_own_seal(local: Storage):
+    """Also in the footer, which no page's checksum covers."""
+    ref = write_table(local, "rejects.parquet", rejects(200), kind="rejects", facts={"run_id": "r1"})
+    footer_bytes = pq.read_metadata(io.BytesIO(local.get(ref.path))).serialized_size + 8
+    random = np.random.default_rng(7)
+    in_footer = 8 * ref.size_bytes - random.integers(1, 8 * footer_bytes, 80)
+    for bit in [*random.integers(0, 8 * ref.size_bytes, 50).tolist(), *in_footer.tolist()]:
+        flip(local, ref.path, bit)
+        with pytest.raises(MapError, match=r"rejects\.parquet"):
+            read_table(local, ref.path, kind="rejects")
+        flip(local, ref.path, bit)
+
+
+@pytest.mark.parametrize("blocks_known", [True, False], ids=["blocks in the receipt", "a receipt of format 1"])
+def test_any_flipped_bit_of_descriptors_is_noticed_wherever_it_is(local: Storage, blocks_known: bool):
+    """Also in page headers, statistics and the footer, which the checksums of Parquet's pages leave out."""
     descriptors = np.random.default_rng(1).normal(size=(60, 512)).astype(np.float16)
     ref = write_descriptors(local, descriptors)
-    noticed = 0
-    for bit in np.random.default_rng(8).integers(0, 8 * ref.size_bytes, 60).tolist():
+    ref = ref if blocks_known else msgspec.structs.replace(ref, blocks=())
+    assert np.array_equal(DescriptorReader(local, ref).read(range(60)), descriptors)
+    for bit in np.random.default_rng(8).integers(0, 8 * ref.size_bytes, 100).tolist():
         flip(local, ref.path, bit)
-        try:
-            assert np.array_equal(DescriptorReader(local, ref).read(range(60)), descriptors)
-        except DamagedError:
-            noticed += 1
+        with pytest.raises(DamagedError, match=r"descriptors\.parquet"):
+            DescriptorReader(local, ref).read(range(60))
         flip(local, ref.path, bit)
-    assert noticed >= 50
+
+
+def test_a_row_group_damaged_after_opening_is_noticed_and_others_are_read(local: Storage):
+    ref = write_descriptors(local, numbered_descriptors(60))
+    reader = DescriptorReader(local, ref)
+    flip(local, ref.path, 8 * (ref.blocks[0][0] + 10))  # in the second group: rows 15 to 29
+
+    assert reader.read([14, 30])[:, 0].tolist() == [14, 30]
+    with pytest.raises(DamagedError, match="found a wrong crc32c"):
+        reader.read([14, 15])
+
+
+def test_a_file_of_descriptors_is_cut_into_its_row_groups_and_its_footer(local: Storage):
+    ref = write_descriptors(local, numbered_descriptors(40))
+    metadata = pq.read_metadata(io.BytesIO(local.get(ref.path)))
+
+    assert metadata.num_row_groups == 3  # of 15 rows
+    assert len(ref.blocks) == 4
+    assert sum(size for size, _ in ref.blocks) == ref.size_bytes
+    assert ref.blocks[-1][0] == metadata.serialized_size + 8
 
 
 def test_a_truncated_table_is_noticed(local: Storage):
     ref = write_descriptors(local, numbered_descriptors(20))
     local.put(ref.path, local.get(ref.path)[:-100])
 
-    with pytest.raises(DamagedError, match=r"found \d+ bytes, needed \d+ bytes"):
+    with pytest.raises(DamagedError, match=r"found \d+ bytes from \d+ on, needed \d+ bytes"):
         DescriptorReader(local, ref)
     with pytest.raises(DamagedError, match="cannot be read"):
         read_table(local, ref.path, kind="descriptors")

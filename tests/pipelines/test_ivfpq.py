@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipelines import ivfpq
 from pipelines.ivfpq import IndexConfig, IvfPqParameters, ShardSearcher, derive_parameters, make_shard, train_quantizer
@@ -153,3 +155,68 @@ def test_dimensions_without_variance_do_not_spoil_the_projection():
 
     assert np.isfinite([distance for distance, _, _ in hits]).all()
     assert 0 in [number for _, _, number in hits[:20]]
+
+
+@pytest.fixture(scope="module")
+def spread(descriptors: np.ndarray, quantizer: bytes) -> dict[bool, list[bytes]]:
+    """The photos in two shards whose ids start at 0 and at 100, flat and coded."""
+    halves = [(descriptors[:250], np.arange(250)), (descriptors[250:], np.arange(350) + 100)]
+    return {flat: [make_shard(None if flat else quantizer, DIM, [half]) for half in halves] for flat in (False, True)}
+
+
+@given(data=st.data(), flat=st.booleans(), k=st.integers(1, 600), masked=st.sampled_from([0.0, 0.01, 0.3, 0.9, 1.0]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_found_among_the_live_is_the_exhaustive_answer_filtered(
+    descriptors: np.ndarray,
+    quantizer: bytes,
+    spread: dict[bool, list[bytes]],
+    data: st.DataObject,
+    flat: bool,
+    k: int,
+    masked: float,
+):
+    """And so top-k stays full: of every shard come k live photos, or all of them."""
+    draw = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    live = [draw.random(250) >= masked, draw.random(450) >= masked]
+    live[data.draw(st.integers(0, 1))][-3:] = False
+    used = None if flat else quantizer
+    query = near(descriptors[[data.draw(st.integers(0, PHOTOS - 1))]], seed=5)
+
+    (everything,) = ShardSearcher(used, PARAMETERS.nlist, spread[flat]).search(query, PHOTOS)
+    (found,) = ShardSearcher(used, PARAMETERS.nlist, spread[flat], live).search(query, k)
+
+    kept = [hit for hit in everything if live[hit[1]][hit[2]]]
+    nearest = [[hit for hit in kept if hit[1] == shard][:k] for shard in (0, 1)]
+    assert [number for _, *number in found] == [number for _, *number in sorted([*nearest[0], *nearest[1]])]
+    assert [distance for distance, *_ in found] == pytest.approx([d for d, *_ in sorted([*nearest[0], *nearest[1]])], abs=1e-5)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_id_beyond_what_is_said_of_a_shard_is_not_found(
+    descriptors: np.ndarray, quantizer: bytes, spread: dict[bool, list[bytes]], flat: bool
+):
+    searcher = ShardSearcher(None if flat else quantizer, PARAMETERS.nlist, spread[flat], [np.ones(10, bool), None])
+
+    (hits,) = searcher.search(descriptors[:1], PHOTOS)
+
+    assert sorted(number for _, shard, number in hits if shard == 0) == list(range(10))
+    assert len([hit for hit in hits if hit[1] == 1]) == 350
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_where_nothing_is_live_nothing_is_found(
+    descriptors: np.ndarray, quantizer: bytes, spread: dict[bool, list[bytes]], flat: bool
+):
+    nobody = [np.zeros(250, bool), np.zeros(450, bool)]
+
+    assert ShardSearcher(None if flat else quantizer, 8, spread[flat], nobody).search(descriptors[:2], 5) == [[], []]
+
+
+def test_fewer_cells_are_looked_at_when_asked_for_also_among_the_live(descriptors: np.ndarray, quantizer: bytes):
+    """FAISS forgets a shard's own number of cells once it is told what to leave out."""
+    shard = make_shard(quantizer, DIM, [(descriptors, np.arange(PHOTOS))])
+
+    def found(nprobe: int) -> int:
+        return len(ShardSearcher(quantizer, nprobe, [shard], [np.ones(PHOTOS, bool)]).search(descriptors[:1], PHOTOS)[0])
+
+    assert found(1) < found(4) < found(PARAMETERS.nlist) == PHOTOS

@@ -143,7 +143,15 @@ def receipt() -> Receipt:
         rows=3,
         rejected=1,
         bbox=(13.19, 55.7, 13.192, 55.702),
-        objects=[ObjectRef(path="segments/0123456789abcdef01234567/a1b2c3d4e5f6/images.parquet", size_bytes=7, sha256="ab")],
+        objects=[
+            ObjectRef(path="segments/0123456789abcdef01234567/a1b2c3d4e5f6/images.parquet", size_bytes=7, sha256="ab"),
+            ObjectRef(
+                path="segments/0123456789abcdef01234567/a1b2c3d4e5f6/descriptors.parquet",
+                size_bytes=9,
+                sha256="cd",
+                blocks=((5, 3_000_000_000), (4, 17)),
+            ),
+        ],
     )
 
 

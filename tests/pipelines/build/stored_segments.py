@@ -28,7 +28,9 @@ def segment(name: str, photos: dict[str, str], rejected: list[str] | None = None
         bbox=(13.0, 55.0, 13.1, 55.1),
         objects=[],
     )
-    return StoredSegment(receipt=receipt, image_ids=list(photos), photo_keys=list(photos.values()), rejected_keys=rejected or [])
+    return StoredSegment(
+        receipt=receipt, image_ids=list(photos), photo_keys=list(photos.values()), rejected_keys=rejected or [], rejected_ids=[]
+    )
 
 
 def stored_of(*segments: StoredSegment) -> dict[str, StoredSegment]:
@@ -74,12 +76,18 @@ def image_name(photo: int) -> str:
     return hashlib.sha256(f"photo {photo}".encode()).hexdigest()[:32]
 
 
-def write_segment(storage: Storage, name: str, photos: range, *, lon_deg: float = 13.0) -> StoredSegment:
-    """Write the descriptors of these photos, which stand in a row that runs 0.001 degrees north from 55.0."""
+def write_segment(
+    storage: Storage, name: str, photos: range, *, lon_deg: float = 13.0, descriptors: np.ndarray | None = None
+) -> StoredSegment:
+    """Write the descriptors of these photos, which stand in a row that runs 0.001 degrees north from 55.0.
+
+    Without `descriptors` those of `DESCRIPTORS`.
+    """
     rows = len(photos)
     image_ids = [image_name(photo) for photo in photos]
     geometry, bbox = point_columns(np.full(rows, lon_deg), np.linspace(55.0, 55.001, rows))
-    columns = [pa.array(image_ids), descriptor_column(DESCRIPTORS[photos.start : photos.stop]), geometry, bbox]
+    chosen = DESCRIPTORS[photos.start : photos.stop] if descriptors is None else descriptors
+    columns = [pa.array(image_ids), descriptor_column(chosen), geometry, bbox]
     table = pa.Table.from_arrays(columns, schema=descriptors_schema(DIM))
     receipt = Receipt(
         segment_id=name,
@@ -91,7 +99,11 @@ def write_segment(storage: Storage, name: str, photos: range, *, lon_deg: float 
         objects=[write_table(storage, f"{layout.segment_folder(name, 'a')}/{layout.DESCRIPTORS}", table, kind="descriptors")],
     )
     return StoredSegment(
-        receipt=receipt, image_ids=image_ids, photo_keys=[f"key of {each}" for each in image_ids], rejected_keys=[]
+        receipt=receipt,
+        image_ids=image_ids,
+        photo_keys=[f"key of {each}" for each in image_ids],
+        rejected_keys=[],
+        rejected_ids=[],
     )
 
 

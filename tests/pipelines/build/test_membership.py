@@ -7,22 +7,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.settings import Settings as StoreSettings
+from infra.storage import open_storage
 from pipelines.build.membership import (
     Selection,
+    StoredSegment,
     live_keys,
     live_rows,
+    live_selection,
     masked_ranges,
+    require_whole,
     segment_object,
-    select_added,
-    select_exactly,
-    still_to_encode,
+    select,
+    tried_keys,
 )
-from schemas.manifest import ObjectRef, SegmentEntry
+from schemas.errors import DamagedError
+from schemas.manifest import Manifest, ObjectRef, SegmentEntry
 from tests.pipelines.build.stored_segments import manifest_of, segment, stored_of
 
 ONE = segment("s1", {"id-a": "a", "id-b": "b", "id-c": "c"})
 TWO = segment("s2", {"id-d": "d", "id-b": "b"}, rejected=["r"])
 """Holds photo b once more: two builds ran at the same time."""
+
+
+def exactly(stored: dict[str, StoredSegment], wanted: set[str]) -> Selection:
+    """What a build on an empty map selects."""
+    return select(stored, None, wanted=wanted, kept={})
+
+
+def added(stored: dict[str, StoredSegment], head: Manifest | None, wanted: set[str]) -> Selection:
+    """What a backfill selects."""
+    return select(stored, head, wanted=wanted, kept=live_selection(head, stored))
 
 
 def entry(rows: int, masked: list[tuple[int, int]]) -> SegmentEntry:
@@ -59,39 +74,39 @@ def test_masking_and_unmasking_gives_the_same_rows_in_as_few_ranges_as_can_be(ro
 
 
 def test_exactly_the_wanted_photos_are_selected_wherever_they_are_stored():
-    assert live(select_exactly(stored_of(ONE, TWO), {"a", "d", "never stored"})) == {
+    assert live(exactly(stored_of(ONE, TWO), {"a", "d", "never stored"})) == {
         "s1": [True, False, False],
         "s2": [True, False],
     }
 
 
 def test_a_photo_that_is_stored_twice_is_selected_once():
-    selection = select_exactly(stored_of(TWO, ONE), {"a", "b", "c", "d"})
+    selection = exactly(stored_of(TWO, ONE), {"a", "b", "c", "d"})
 
     assert live(selection) == {"s1": [True, True, True], "s2": [True, False]}
 
 
 def test_segments_without_a_wanted_photo_are_left_out():
-    assert live(select_exactly(stored_of(ONE, TWO), {"c"})) == {"s1": [False, False, True]}
-    assert select_exactly(stored_of(ONE, TWO), {"e"}) == {}
-    assert select_exactly({}, {"a"}) == {}
+    assert live(exactly(stored_of(ONE, TWO), {"c"})) == {"s1": [False, False, True]}
+    assert exactly(stored_of(ONE, TWO), {"e"}) == {}
+    assert exactly({}, {"a"}) == {}
 
 
 def test_a_photo_replaced_under_the_same_name_is_selected_in_its_new_state():
     changed = segment("s0", {"id-b": "b, corrected"})
 
-    assert live(select_exactly(stored_of(changed, ONE), {"a", "b, corrected", "c"})) == {"s0": [True], "s1": [True, False, True]}
+    assert live(exactly(stored_of(changed, ONE), {"a", "b, corrected", "c"})) == {"s0": [True], "s1": [True, False, True]}
 
 
 def test_the_first_photos_added_are_a_selection_of_them():
-    assert live(select_added(stored_of(ONE, TWO), None, {"a", "d"})) == {"s1": [True, False, False], "s2": [True, False]}
+    assert live(added(stored_of(ONE, TWO), None, {"a", "d"})) == {"s1": [True, False, False], "s2": [True, False]}
 
 
 def test_added_photos_stand_beside_those_of_the_version_before():
     stored = stored_of(ONE, TWO)
     head = manifest_of(stored, {"s1": np.array([True, True, False])})
 
-    assert live(select_added(stored, head, {"d"})) == {"s1": [True, True, False], "s2": [True, False]}
+    assert live(added(stored, head, {"d"})) == {"s1": [True, True, False], "s2": [True, False]}
 
 
 def test_a_photo_of_a_name_that_the_version_holds_is_not_added_whatever_its_state():
@@ -99,7 +114,7 @@ def test_a_photo_of_a_name_that_the_version_holds_is_not_added_whatever_its_stat
     stored = stored_of(ONE, TWO, changed)
     head = manifest_of(stored, {"s1": np.array([True, True, True])})
 
-    selection = select_added(stored, head, {"a, corrected", "b", "e"})
+    selection = added(stored, head, {"a, corrected", "b", "e"})
 
     assert live(selection) == {"s1": [True, True, True], "s3": [False, True]}
 
@@ -108,30 +123,54 @@ def test_a_photo_that_an_earlier_build_dropped_can_be_added_again():
     """Its key is stored, so it is not encoded anew; it lies in a masked row of a segment that the version has."""
     stored = stored_of(ONE)
     head = manifest_of(stored, {"s1": np.array([True, False, True])})
-    assert not still_to_encode(stored, ["b"]).any()
+    assert "b" in tried_keys(stored, ["s1"])
 
-    assert live(select_added(stored, head, {"b"})) == {"s1": [True, True, True]}
+    assert live(added(stored, head, {"b"})) == {"s1": [True, True, True]}
 
 
 def test_adding_does_not_change_the_selection_of_the_version_before():
     stored = stored_of(ONE, TWO)
     head = manifest_of(stored, {"s1": np.array([True, True, False])})
 
-    select_added(stored, head, {"c", "d"})
+    added(stored, head, {"c", "d"})
 
     assert head == manifest_of(stored, {"s1": np.array([True, True, False])})
 
 
-def test_only_photos_neither_stored_nor_rejected_before_are_encoded():
-    assert still_to_encode(stored_of(ONE, TWO), ["a", "new", "r", "d", "b, corrected"]).tolist() == [
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]
-    assert still_to_encode({}, ["a"]).tolist() == [True]
-    assert still_to_encode(stored_of(ONE), []).tolist() == []
+def test_photos_were_tried_that_are_stored_or_were_rejected():
+    assert tried_keys(stored_of(ONE, TWO), ["s2"]) == {"d", "b", "r"}
+    assert tried_keys(stored_of(ONE, TWO), ["s1", "gone"]) == {"a", "b", "c"}
+
+
+def test_of_two_copies_the_one_in_the_version_before_is_kept_and_then_the_one_that_was_planned():
+    """Which copies lie in the store depends on which runs were killed when; the map must not."""
+    stored = stored_of(ONE, TWO, segment("s3", {"id-b": "b", "id-c": "c"}))
+    head = manifest_of(stored, {"s2": np.array([False, True])})
+
+    assert live(select(stored, head, wanted={"b", "c"}, kept={}, planned=["s3"])) == {"s2": [False, True], "s3": [False, True]}
+    assert live(select(stored, None, wanted={"b", "c"}, kept={}, planned=["s3"])) == {"s3": [True, True]}
+    assert live(select(stored, head, wanted={"b", "c"}, kept={}, planned=["s3"], replaced=["s2"])) == {"s3": [True, True]}
+    assert live(select(stored, head, wanted={"d"}, kept={}, replaced=["s2"])) == {"s2": [True, False]}  # copied nowhere else
+
+
+def test_of_two_copies_in_the_version_before_the_live_one_is_kept():
+    stored = stored_of(ONE, TWO)
+    head = manifest_of(stored, {"s1": np.array([True, False, True]), "s2": np.array([True, True])})
+
+    assert live(select(stored, head, wanted={"b"}, kept={})) == {"s2": [False, True]}
+
+
+def test_a_version_whose_receipts_are_not_all_there_is_not_gone_on_from():
+    """Its photos would leave the map without a word."""
+    stored = stored_of(ONE, TWO)
+    head = manifest_of(stored, {"s1": np.ones(3, bool), "s2": np.ones(2, bool)})
+    storage = open_storage("memory://whole", StoreSettings(threads=1))
+
+    require_whole(storage, head, "f00d", stored)
+    require_whole(storage, head, "another network", {})
+    require_whole(storage, None, "f00d", {})
+    with pytest.raises(DamagedError, match=r"receipts/s2\.json: found nothing"):
+        require_whole(storage, head, "f00d", stored_of(ONE))
 
 
 def test_the_keys_of_a_version_are_those_of_its_live_rows_under_this_network():

@@ -14,7 +14,7 @@ def keyed(keys: list[str]) -> pa.Table:
 
 
 def cut_into(keys: list[str], **config: int) -> list[Partition]:
-    return list(cut(keyed(keys), "model", PartitionConfig(**config)))
+    return list(cut(keyed(keys), "model", photos_per_segment=PartitionConfig(**config).photos_per_segment(len(keys))))
 
 
 @given(photos=st.integers(0, 80), max_photos=st.integers(1, 60), min_photos=st.integers(1, 60), pieces=st.integers(1, 40))

@@ -18,7 +18,7 @@ from tests.schemas.samples import FACTS, URIS, coverage, images, rejects, result
 @pytest.fixture
 def answers() -> Answers:
     """Three queries, of which only the first has candidates: one re-ranked with 31 matches, one not re-ranked."""
-    return Answers(queries=images(), results=results(), rejects=rejects(), coverage=coverage(), facts=FACTS)
+    return Answers(queries=images(), results=results(), rejects=rejects(), coverage=coverage(), versions=[42], facts=FACTS)
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def test_no_queries_make_an_empty_table(answers: Answers):
         results=RESULTS.empty_table(),
         rejects=answers.rejects,
         coverage=answers.coverage,
+        versions=[],
         facts=FACTS,
     )
 

@@ -14,7 +14,7 @@ from fol_model.checkpoints import ModelCard, write_weights
 from fol_model.recipes import RECIPES, recipe_named, tiny
 from fol_model.weights import expected_shapes, seeded_weights
 from infra.settings import Settings
-from pipelines.build.build import prepare
+from pipelines.build.build import plan_build
 from pipelines.build.request import BuildRequest
 from pipelines.cli import main
 from pipelines.engine.model import load_encoder, weights_file
@@ -164,7 +164,7 @@ def test_a_build_takes_the_weights_in_the_models_folder_and_hands_their_path_to_
     photo = tmp_path / "@384562.1@6172413.5@33@U@.jpg"
     Image.new("RGB", (64, 64)).save(photo)
 
-    prepared = prepare(BuildRequest(map_url=str(tmp_path / "map"), photos=(str(photo),), recipe="fol-vits14"), settings)
+    prepared = plan_build(BuildRequest(map_url=str(tmp_path / "map"), photos=(str(photo),), recipe="fol-vits14"), settings)
 
     assert prepared.encoder.trained
     assert prepared.encoder.recipe.name == "fol_vits14"

@@ -1,0 +1,239 @@
+"""A query worker stands on one version per answer and moves on without dropping a request."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from fol_model.config import RerankConfig
+from fol_model.inference import EncodedPhoto
+from infra import arrays
+from infra.commits import publish, read_head, receipt_path, retire
+from infra.settings import Settings
+from infra.storage import Storage, open_storage
+from pipelines.query import opened_map
+from pipelines.query.opened_map import OpenedMap
+from pipelines.query.worker import Answer, QueryWorker
+from schemas import layout
+from schemas.errors import DamagedError, MapError, ObjectMissing
+from schemas.manifest import Manifest
+from tests.faults.profile import record, rounds
+from tests.pipelines.maintain.photo_maps import LOCAL_DIM, MODEL, descriptor, images, publish_map, write_segment
+
+
+class KnowsItsModel:
+    """All that a worker asks of an encoder when photos are encoded already."""
+
+    fingerprint = MODEL.fingerprint
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "map"), Settings(threads=1))
+
+
+def worker_on(storage: Storage, manifest: Manifest, *, follows: bool = True) -> QueryWorker:
+    encoder: Any = KnowsItsModel()
+    return QueryWorker(storage, OpenedMap(storage, manifest), encoder, RerankConfig(), follows=follows)
+
+
+def photo(number: int) -> EncodedPhoto:
+    """The photo of the map with this number, as a query."""
+    return EncodedPhoto(
+        descriptor=descriptor(number),
+        features=np.full((1, LOCAL_DIM), number / 1000, np.float16),
+        patch=np.zeros((1, 2), np.uint8),
+        reliability=np.ones(1, np.uint8),
+    )
+
+
+def publish_photos(storage: Storage, *numbers: int) -> Manifest:
+    """A version of exactly these photos, in segments of two that no other version has."""
+    pairs = [numbers[start : start + 2] for start in range(0, len(numbers), 2)]
+    return publish_map(storage, [write_segment(storage, images(pair)) for pair in pairs])
+
+
+def purge(storage: Storage, manifest: Manifest) -> None:
+    """Remove all that a version consists of, as soon as a newer one is published."""
+    retire(storage, [manifest.version], reason="purge")
+    for entry in manifest.segments:
+        storage.delete(receipt_path(entry.segment_id))
+        for info in list(storage.list(layout.segment_folder(entry.segment_id, entry.attempt))):
+            storage.delete(info.path)
+    for shard in manifest.index.shards:
+        storage.delete(shard.file.path)
+
+
+def said(answer: Answer) -> list[tuple[str, float, int | None]]:
+    return [(candidate.photo.image_id, candidate.cosine, candidate.matches) for candidate in answer.candidates]
+
+
+def test_a_worker_stays_with_its_version_until_it_is_told(storage: Storage):
+    worker = worker_on(storage, publish_photos(storage, 1, 2))
+    publish_photos(storage, 3, 4)
+
+    assert worker.answer_encoded(photo(1)).map.manifest.version == 1
+    assert worker.refresh()
+    assert worker.answer_encoded(photo(1)).map.manifest.version == 2
+    assert not worker.refresh()
+
+
+def test_an_answer_keeps_the_version_it_came_from(storage: Storage):
+    worker = worker_on(storage, publish_photos(storage, 1, 2))
+    answer = worker.answer_encoded(photo(1))
+    publish_photos(storage, 3, 4)
+    worker.refresh()
+
+    best = answer.candidates[0].photo
+    assert answer.map.segment(best.segment_id).images["uri"][best.row].as_py() == "lund/1.jpg"
+
+
+def test_when_objects_are_gone_the_answer_comes_from_the_newest_version(storage: Storage):
+    first = publish_photos(storage, 1, 2)
+    worker = worker_on(storage, first)
+    publish_photos(storage, 1, 3)
+    purge(storage, first)
+
+    answer = worker.answer_encoded(photo(1))
+
+    assert answer.map.manifest.version == 2
+    assert said(answer) == said(worker_on(storage, read_head(storage)).answer_encoded(photo(1)))
+
+
+def test_objects_that_are_gone_without_a_newer_version_are_an_error(storage: Storage):
+    first = publish_photos(storage, 1, 2)
+    worker = worker_on(storage, first)
+    purge(storage, first)
+
+    with pytest.raises((ObjectMissing, DamagedError)):
+        worker.answer_encoded(photo(1))
+
+
+def test_a_worker_that_was_given_a_version_never_leaves_it(storage: Storage):
+    first = publish_photos(storage, 1, 2)
+    worker = worker_on(storage, first, follows=False)
+    publish_photos(storage, 3, 4)
+
+    assert not worker.refresh()
+    assert worker.answer_encoded(photo(1)).map.manifest.version == 1
+    worker = worker_on(storage, first, follows=False)
+    purge(storage, first)
+    with pytest.raises(MapError, match="version 1 is retired"):
+        worker.answer_encoded(photo(1))
+
+
+def test_a_worker_does_not_move_to_another_network(storage: Storage, caplog: pytest.LogCaptureFixture):
+    first = publish_photos(storage, 1, 2)
+    worker = worker_on(storage, first)
+    model = msgspec.structs.replace(MODEL, fingerprint="other")
+    publish(storage, lambda head: msgspec.structs.replace(first, model=model, content_id="other"))
+
+    assert not worker.refresh()
+    assert "version 2 is made with another network; staying behind" in caplog.text
+    assert worker.answer_encoded(photo(1)).map.manifest.version == 1
+
+
+def test_a_damaged_newest_version_leaves_the_worker_where_it_is(storage: Storage):
+    worker = worker_on(storage, publish_photos(storage, 1, 2))
+    second = publish_photos(storage, 3, 4)
+    storage.delete(second.index.shards[0].file.path)
+
+    with pytest.raises((ObjectMissing, DamagedError)):
+        worker.refresh()
+
+    assert worker.answer_encoded(photo(1)).map.manifest.version == 1
+
+
+class Asking:
+    """Threads that ask one worker without a pause, and what they were told: (photo, version, answer)."""
+
+    def __init__(self, worker: QueryWorker, photos: int) -> None:
+        self.told: list[tuple[int, int, list[tuple[str, float, int | None]]]] = []
+        self._worker = worker
+        self._photos = photos
+        self._stop = Event()
+        self._pool = ThreadPoolExecutor(4)
+        self._running = [self._pool.submit(self._ask, start) for start in range(4)]
+
+    def stop(self) -> None:
+        """End them; raises what any of them met."""
+        self._stop.set()
+        for one in self._running:
+            one.result()
+        self._pool.shutdown()
+
+    def _ask(self, start: int) -> None:
+        for turn in count(start):
+            if self._stop.is_set():
+                return
+            number = turn % self._photos
+            answer = self._worker.answer_encoded(photo(number))
+            self.told.append((number, answer.map.manifest.version, said(answer)))
+
+
+@pytest.mark.parametrize("told_to_move", [True, False])
+def test_while_versions_come_and_go_no_request_fails_and_each_answer_is_of_one_version(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, told_to_move: bool
+):
+    """Each version has one photo of the one before, so a mixed answer would be no version's; each is purged at once."""
+    monkeypatch.setattr(opened_map, "CACHED_PHOTOS", 1)  # else a worker that knows all photos needs no object any more
+    monkeypatch.setattr(arrays, "SHARD_BYTES", 1 << 16)
+    started, versions, photos = time.monotonic(), rounds(quick=6, full=200), 4
+    current = publish_photos(storage, *range(photos))
+    worker = worker_on(storage, current)
+    expected = {1: _answers(storage, current, photos)}
+    asking = Asking(worker, photos)
+    refreshing = _again_and_again(worker.refresh) if told_to_move else None
+    try:
+        for first in range(1, versions):
+            before, current = current, publish_photos(storage, *(3 * first + place for place in range(photos)))
+            expected[current.version] = _answers(storage, current, photos)
+            seen = len(asking.told)
+            while len(asking.told) < seen + 8 and not any(one.done() for one in asking._running):
+                time.sleep(0.001)
+            purge(storage, before)
+    finally:
+        if refreshing:
+            refreshing()
+        asking.stop()
+
+    wrong = [one for one in asking.told if expected[one[1]][one[0]] != one[2]]
+    record(
+        "versions published and purged under four asking threads",
+        rounds=versions,
+        failures=len(wrong),
+        seconds=time.monotonic() - started,
+        note=f"{len(asking.told):,} answers, none refused, {'refreshed all the time' if told_to_move else 'never refreshed'}",
+    )
+    assert wrong == []
+    assert {version for _, version, _ in asking.told} >= {1, versions}
+
+
+def _answers(storage: Storage, manifest: Manifest, photos: int) -> list[list[tuple[str, float, int | None]]]:
+    worker = worker_on(storage, manifest)
+    return [said(worker.answer_encoded(photo(number))) for number in range(photos)]
+
+
+def _again_and_again(do: Callable[[], object]) -> Callable[[], None]:
+    """Do something without a pause, until the function that this returns is called."""
+    stop = Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            do()
+
+    thread = Thread(target=loop)
+    thread.start()
+
+    def end() -> None:
+        stop.set()
+        thread.join()
+
+    return end
