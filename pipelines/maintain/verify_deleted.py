@@ -3,7 +3,8 @@
 Every object below the map is read, whatever it is called and whoever put it there. Tables, JSON and text are searched for the
 photos' digests and for names that have these digests. Vectors and local features do not say whose they are: they count as free
 of a photo when a receipt or manifest names them with their sha256, and the photos that it says they are of were read and are
-others. What is none of these cannot be proved. A quantizer holds averages and no photo. Tombstone tables are left out.
+others. A second attempt at a segment has the same photos, because a segment is named by its photos. What is none of these cannot
+be proved. A quantizer holds averages and no photo. Tombstone tables are left out.
 """
 
 import hashlib
@@ -40,9 +41,6 @@ _SEGMENT: Final = re.compile(r"segments/([^/]+)/([^/]+)/(.+)")
 _RECEIPT: Final = re.compile(r"receipts/([^/]+)\.json")
 _HEX: Final = re.compile(rb"[0-9a-fA-F]{32,}")
 _FIELDS: Final = re.compile(r'[\r\n,;\t"]+')
-
-Attempt = tuple[str, str]
-"""Segment id, attempt."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +153,8 @@ class _Names:
     """What receipts and manifests say of objects; those that cannot be read say nothing, and are found by the scan."""
 
     def __init__(self, storage: Storage) -> None:
-        self.receipts: dict[Attempt, Receipt] = {}
+        self.receipts: dict[str, Receipt] = {}
+        """By segment."""
         self.refs: dict[str, ObjectRef] = {}
         """What lies in segments, by path."""
         self.quantizers: dict[str, str] = {}
@@ -170,7 +169,7 @@ class _Names:
             except (MapError, ObjectMissing) as error:
                 self.unreadable[path] = str(error)
                 continue
-            self.receipts[receipt.segment_id, receipt.attempt] = receipt
+            self.receipts[receipt.segment_id] = receipt
             self.refs.update({ref.path: ref for ref in receipt.objects})
         for version in list_versions(storage):
             try:
@@ -200,8 +199,8 @@ class _Scan:
         self._storage = storage
         self._sought = sought
         self._names = names
-        self._free: dict[Attempt, bool] = {}
-        """Whether a finished attempt, whose images are as its receipt has them, has none of the photos taken down."""
+        self._free: dict[str, bool] = {}
+        """Whether a finished segment, whose images are as its receipt has them, has none of the photos taken down."""
 
     def look(self, info: ObjectInfo) -> tuple[ObjectInfo, _Look]:
         """Read an object and search it."""
@@ -219,13 +218,13 @@ class _Scan:
         if is_table:
             self._look_into_table(data, look)
         elif segment and segment[3].startswith(layout.LOCAL_FEATURES + "/"):
-            self._explain_features(info.path, (segment[1], segment[2]), data, sha256, look)
+            self._explain_features(info.path, segment[1], data, sha256, look)
         elif info.path in self._names.shards or info.path in self._names.quantizers:
             self._explain_index(info.path, sha256, look)
         else:
             self._look_into_text(info.path, data, look)
         if segment and segment[3] == layout.IMAGES and self._is_as_written(info.path, sha256) and not look.unproved:
-            self._free[segment[1], segment[2]] = not look.left
+            self._free[segment[1]] = not look.left
         return info, look
 
     def _named(self, info: ObjectInfo, sha256: str) -> str:
@@ -282,16 +281,17 @@ class _Scan:
     def _is_as_written(self, path: str, sha256: str) -> bool:
         return path in self._names.refs and self._names.refs[path].sha256 == sha256
 
-    def _explain_features(self, path: str, attempt: Attempt, data: bytes, sha256: str, look: _Look) -> None:
-        receipt, free = self._names.receipts.get(attempt), self._free.get(attempt)
+    def _explain_features(self, path: str, segment: str, data: bytes, sha256: str, look: _Look) -> None:
+        receipt, free = self._names.receipts.get(segment), self._free.get(segment)
         if free is False:
             look.left = "local features of a segment that has such photos"
-        elif receipt is None or path not in self._names.refs:
-            look.unproved = f"local features that {receipt_path(attempt[0])} does not name"
-        elif free is None or not self._is_as_written(path, sha256):
-            look.unproved = f"local features of photos that cannot be told: {receipt_path(attempt[0])} says otherwise"
-        elif not _has_rows(path, data, receipt.rows):
-            look.unproved = f"local features of another number of photos than the {receipt.rows:,} of its segment"
+        elif receipt is None or free is None:
+            look.unproved = f"local features of photos that cannot be told, without {receipt_path(segment)} and its images"
+        elif path.startswith(f"{layout.segment_folder(segment, receipt.attempt)}/"):
+            if not self._is_as_written(path, sha256):
+                look.unproved = f"local features that are not what {receipt_path(segment)} says"
+            elif not _has_rows(path, data, receipt.rows):
+                look.unproved = f"local features of another number of photos than the {receipt.rows:,} of the segment"
 
     def _explain_index(self, path: str, sha256: str, look: _Look) -> None:
         if path in self._names.quantizers:
@@ -299,8 +299,7 @@ class _Scan:
                 look.unproved = "a quantizer that is not what the manifests say"
             return
         expected, segments = self._names.shards[path]
-        attempts = {segment: attempt for segment, attempt in self._names.receipts if segment in segments}
-        told = [self._free.get((segment, attempts.get(segment, ""))) for segment in segments]
+        told = [self._free.get(segment) for segment in segments]
         if False in told:
             look.left = f"descriptors of segment {segments[told.index(False)]}, which has such photos"
         elif sha256 != expected:

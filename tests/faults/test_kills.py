@@ -1,5 +1,6 @@
 """kill -9 at random points of every job that changes a map, then the same command again: nothing lost, doubled or dangling."""
 
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from pipelines.ivfpq import IndexConfig
 from pipelines.maintain.verify import verify
 from pipelines.query.opened_map import OpenedMap
 from schemas.manifest import Manifest
+from tests.faults.ceph import Gateway
 from tests.faults.profile import record, rounds
 from tests.faults.victim import Death, Job, die_of, end_leases, operations_of
 
@@ -111,13 +113,14 @@ def broken_promises(storage: Storage, scene: Scene) -> list[str]:
     return [promise for promise, kept in checks.items() if not kept]
 
 
-def kill_again_and_again(scenes: dict[str, Scene], places: list[str], kills: int, what: str, endpoint: str | None) -> None:
+def kill_again_and_again(scenes: dict[str, Scene], places: list[str], kills: int, what: str, endpoint: str | None = None) -> None:
     """Kill jobs in turn, each once or twice before it may finish, at moments spread evenly over its operations on the store."""
+    credentials = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     start, random, done, broken = time.monotonic(), np.random.default_rng(20261121), Counter[str](), []
     for number, place in enumerate(places):
         name = ACTIONS[number % len(ACTIONS)]
         scene = scenes[name]
-        job = replace(scene.job, endpoint=endpoint).on(place)
+        job = replace(scene.job, endpoint=endpoint, environment=credentials).on(place)
         storage = open_storage(place, job.settings)
         lay_out(storage, scene.before)
         for _ in range(int(random.integers(1, 3))):
@@ -138,10 +141,10 @@ def kill_again_and_again(scenes: dict[str, Scene], places: list[str], kills: int
 def test_jobs_killed_at_any_moment_and_run_again_leave_what_an_undisturbed_run_leaves(scenes: dict[str, Scene], tmp_path: Path):
     kills = rounds(quick=10, full=150)
 
-    kill_again_and_again(scenes, [str(tmp_path / str(n) / "map") for n in range(2 * kills)], kills, "kill -9, disk", None)
+    kill_again_and_again(scenes, [str(tmp_path / str(n) / "map") for n in range(2 * kills)], kills, "kill -9, disk")
 
 
-def test_jobs_killed_at_any_moment_on_s3_too(scenes: dict[str, Scene], gateway: str):
+def test_jobs_killed_at_any_moment_on_s3_too(scenes: dict[str, Scene], gateway: Gateway):
     kills = rounds(quick=5, full=100)
 
-    kill_again_and_again(scenes, [f"s3://maps/kills/{n}" for n in range(2 * kills)], kills, "kill -9, S3", gateway)
+    kill_again_and_again(scenes, [f"s3://maps/kills/{n}" for n in range(2 * kills)], kills, "kill -9, S3", gateway.endpoint)

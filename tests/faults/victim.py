@@ -7,9 +7,9 @@ that is under way, or right after it.
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 from multiprocessing import get_context
@@ -45,6 +45,8 @@ class Job:
     request: BuildRequest
     image_ids: frozenset[str] = frozenset()
     endpoint: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Credentials: the server that victims are forked from may have started before there were any."""
 
     @property
     def settings(self) -> Settings:
@@ -106,12 +108,14 @@ def die_of(job: Job, death: Death) -> bool:
 
 def _live(job: Job, result: Connection) -> None:
     numbers = count()
+    os.environ.update(job.environment)
     with _watched(numbers, None):
         job.run()
     result.send(next(numbers))
 
 
 def _die(job: Job, death: Death) -> None:
+    os.environ.update(job.environment)
     with _watched(count(), death):
         job.run()
 

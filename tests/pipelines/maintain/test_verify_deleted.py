@@ -176,6 +176,13 @@ def test_local_features_of_an_attempt_that_no_receipt_names_cannot_be_proved(cle
     assert all(path.startswith(f"segments/{orphan.segment_id}/{orphan.attempt}/local_features.zarr/") for path in unproved)
 
 
+def test_a_second_attempt_at_a_segment_is_explained_by_the_first_for_its_name_is_made_of_its_photos(clean: Storage):
+    again = write_segment(clean, images(range(5)), finished=False)
+    clean.delete(f"segments/{again.segment_id}/{again.attempt}/images.parquet")
+
+    assert verify_deleted(clean).proved
+
+
 def test_local_features_whose_photos_are_missing_cannot_be_proved(clean: Storage):
     entry = read_head(clean).segments[0]
     folder = f"segments/{entry.segment_id}/{entry.attempt}"
