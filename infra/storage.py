@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from random import SystemRandom
 from stat import S_ISDIR, S_ISREG
@@ -64,8 +65,8 @@ PART_BYTES: Final = 16 << 20
 
 PARTS_AT_ONCE: Final = 8
 
-ATTEMPTS_OF_A_PART: Final = 6
-"""By botocore, of each part of a large object on its way up, with pauses of 31 s in all at most."""
+ATTEMPTS_OF_A_PART: Final = 3
+"""By botocore, of each part of a large object on its way up and each page of a list, with pauses of 3 s in all at most."""
 
 MULTIPART_BYTES: Final = 100 << 20
 """From here s3fs uploads in parts."""
@@ -280,7 +281,7 @@ class FsspecStorage:
         *,
         failures: tuple[type[Exception], ...],
         lost: tuple[type[Exception], ...] = (ConnectionError, TimeoutError),
-        uploads: fsspec.AbstractFileSystem | None = None,
+        patient: fsspec.AbstractFileSystem | None = None,
     ) -> None:
         """Stand on a file system.
 
@@ -290,19 +291,19 @@ class FsspecStorage:
             root: what this storage's paths start with inside the file system.
             failures: what it raises when the store does not do as asked.
             lost: those of them that say that no answer came, or half of one.
-            uploads: for objects so large that they go up in parts; it should try each part again by itself. None: the same.
+            patient: the same, but it tries each request again by itself: for what takes many, of which one will fail. None: that.
         """
         self.url = url
         self._filesystem = filesystem
-        self._filesystem.retries = 1
-        self._uploads = uploads or filesystem
+        self._patient = patient or filesystem
         self._root = root.rstrip("/")
         self._failures = failures
         self._lost = lost
+        self._without_retries_of_s3fs()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._filesystem.retries = 1  # which s3fs forgets on the way to another process
+        self._without_retries_of_s3fs()  # which it forgets on the way to another process
 
     def get(self, path: str, *, start: int | None = None, stop: int | None = None) -> bytes:
         """See `Storage`."""
@@ -321,7 +322,7 @@ class FsspecStorage:
 
     def put(self, path: str, data: bytes) -> None:
         """See `Storage`."""
-        filesystem = self._filesystem if len(data) < MULTIPART_BYTES else self._uploads
+        filesystem = self._filesystem if len(data) < MULTIPART_BYTES else self._patient
         self._asked("write", path, lambda: filesystem.pipe_file(self._name(path), data))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
@@ -350,8 +351,14 @@ class FsspecStorage:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `Storage`."""
         folder = self._name(prefix.rstrip("/")) if prefix else self._root
+        filesystems = chain([self._filesystem], repeat(self._patient))
+        parent, _, name = folder.rpartition("/")
+        if parent and "s3" in self._filesystem.protocol:
+            where, options = parent, {"prefix": f"{name}/"}  # else s3fs sends three requests to find out that there is nothing
+        else:
+            where, options = folder, {}
         try:
-            entries = self._asked("list", prefix, lambda: self._filesystem.find(folder, detail=True))
+            entries = self._asked("list", prefix, lambda: next(filesystems).find(where, detail=True, **options))
         except ObjectMissing:
             entries = {}
         below = sorted(name for name in entries if name.startswith(f"{folder}/") and not name.endswith("/"))
@@ -386,6 +393,9 @@ class FsspecStorage:
             etag=etag and etag.strip('"'),
             modified_at=entry.get("LastModified"),
         )
+
+    def _without_retries_of_s3fs(self) -> None:
+        self._filesystem.retries = self._patient.retries = 1
 
     def _range(self, path: str, first: int, stop: int | None) -> bytes:
         def read() -> bytes:
@@ -451,7 +461,7 @@ def _open_s3(url: str, settings: Settings) -> FsspecStorage:
         url.partition("://")[2],
         failures=(OSError, BotoCoreError, *lost),
         lost=lost,
-        uploads=connect(total_max_attempts=ATTEMPTS_OF_A_PART, mode="legacy"),  # the mode that understands 429
+        patient=connect(total_max_attempts=ATTEMPTS_OF_A_PART, mode="legacy"),  # the mode that understands 429
     )
 
 

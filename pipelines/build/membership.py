@@ -6,20 +6,22 @@ it lies, also when the run that encoded it was killed before it could publish.
 
 from collections.abc import Collection, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
-from infra.commits import read_receipts, receipt_path
+from infra.commits import receipt_path
 from infra.storage import Storage
 from infra.tables import damaged, read_table
 from pipelines.build.tombstones import Tombstones
 from pipelines.engine.partition import Partition
 from schemas import layout
+from schemas.errors import DamagedError, ObjectMissing
 from schemas.images import image_id
-from schemas.manifest import Manifest, ObjectRef, Receipt, SegmentEntry
+from schemas.manifest import Manifest, ObjectRef, Receipt, SegmentEntry, decode_receipt
 
 Selection = dict[str, np.ndarray]
 """segment_id -> (rows,) bool: which of its photos are live."""
@@ -50,17 +52,16 @@ def read_stored(
     Args:
         storage: of the map.
         model_fingerprint: of the network.
-        known: what an earlier call returned; under the same receipt a segment never changes, so only others are read.
+        known: what an earlier call of this run returned; a finished segment never changes, so only others are read.
+
+    Raises:
+        DamagedError: a receipt or a table is missing or not what was written.
     """
-    receipts = read_receipts(storage)
-    names = sorted(name for name, receipt in receipts.items() if receipt.model_fingerprint == model_fingerprint)
-
-    def read(name: str) -> StoredSegment:
-        there = known.get(name)
-        return there if there and there.receipt == receipts[name] else read_segment(storage, receipts[name])
-
+    paths = (info.path for info in storage.list("receipts"))
+    names = sorted(path.split("/")[1].removesuffix(".json") for path in paths if path.endswith(".json"))
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return dict(zip(names, pool.map(read, names), strict=True))
+        found = pool.map(lambda name: known.get(name) or _read_finished(storage, name, model_fingerprint), names)
+        return {segment.receipt.segment_id: segment for segment in found if segment}
 
 
 def require_whole(storage: Storage, head: Manifest | None, model_fingerprint: str, stored: Mapping[str, StoredSegment]) -> None:
@@ -210,6 +211,24 @@ def _in_order_of_preference(
     others = [name for name in sorted(stored) if name not in placed]
     others.sort(key=lambda name: (name in last, name not in planned))  # stable: by name where these are equal
     yield from ((name, np.ones(stored[name].receipt.rows, bool)) for name in others)
+
+
+def _read_finished(storage: Storage, name: str, model_fingerprint: str) -> StoredSegment | None:
+    """Read a segment; None: it is another network's, or a purge beside this run has just removed it."""
+    path = receipt_path(name)
+    try:
+        receipt = decode_receipt(storage.get(path), where=f"{storage.url}/{path}")
+    except ObjectMissing:
+        return None
+    if receipt.model_fingerprint != model_fingerprint:
+        return None
+    try:
+        return read_segment(storage, receipt)
+    except DamagedError:
+        with suppress(ObjectMissing):
+            storage.info(path)  # a receipt goes before its segment
+            raise
+        return None
 
 
 def read_segment(storage: Storage, receipt: Receipt) -> StoredSegment:

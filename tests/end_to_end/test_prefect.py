@@ -72,7 +72,8 @@ def test_a_build_is_a_flow_run_with_its_numbers_as_artifacts(
     tasks = httpx.post(f"{api}/task_runs/filter", json={}).json()
     artifacts = {artifact["key"]: artifact["data"] for artifact in httpx.post(f"{api}/artifacts/filter", json={}).json()}
     assert flow_run["state"]["type"] == "COMPLETED"
-    assert sorted(task["name"].split("-")[0] for task in tasks) == ["catalog", "encode", "publish"]
+    stages = ["catalog", "encode", "plan", "publish", "purge", "rewrite"]
+    assert sorted(task["name"].split("-")[0] for task in tasks) == stages
     assert set(artifacts) == {"build-plan", "build-summary"}
     assert '"photos", "value": "20"' in artifacts["build-summary"]
 

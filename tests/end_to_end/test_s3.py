@@ -54,3 +54,20 @@ def test_workers_on_ray_find_the_server_named_by_the_option(
 
     assert built.code == 0, built.err
     assert built.json()["encoded"] == 8
+
+
+def test_a_photo_that_changed_in_a_bucket_is_known_by_its_etag_and_encoded_alone(
+    city: City, folio: Callable[..., Ran], s3_endpoint: str, tmp_path: Path
+) -> None:
+    survey = open_storage("s3://maps/changing", Settings(threads=2, s3_endpoint_url=s3_endpoint))
+    photos = sorted(city.database.iterdir())[:5]
+    for photo in photos[:4]:
+        survey.put(photo.name, photo.read_bytes())
+    arguments = ("build", tmp_path / "map", "s3://maps/changing", "--recipe", "tiny", "--json")
+    here = {"AWS_ENDPOINT_URL": s3_endpoint}
+    folio(*arguments, env=here)
+    survey.put(photos[0].name, photos[4].read_bytes())
+
+    changed = folio(*arguments, env=here).json()
+
+    assert (changed["encoded"], changed["dropped"], changed["known"], changed["photos"]) == (1, 1, 3, 4)

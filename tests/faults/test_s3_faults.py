@@ -19,7 +19,7 @@ from tests.faults.conftest import SmallCity
 from tests.faults.profile import FULL, record, rounds
 from tests.faults.proxy import SHARES, Fault, Plan, Proxy, once, seeded
 
-BUILDS = rounds(quick=1, full=30)
+BUILDS = rounds(quick=1, full=20)
 PUBLISHES = rounds(quick=10, full=300)
 
 

@@ -17,7 +17,7 @@ from tests.faults.ceph import PARTS, Gateway, Part
 from tests.faults.conftest import SmallCity
 from tests.faults.profile import FULL, record, rounds
 
-KILLS = rounds(quick=1, full=20)
+KILLS = rounds(quick=1, full=10)
 KILLED: dict[str, tuple[Part, ...]] = {"the gateway": ("rgw",), "all of it": PARTS}
 if FULL:
     KILLED["what keeps the bytes"] = ("osd",)

@@ -6,13 +6,14 @@ import pytest
 
 from infra import arrays
 from infra.arrays import LocalFeaturesReader
-from infra.commits import read_receipts
+from infra.commits import read_receipts, receipt_path
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import get_object, read_descriptors, read_table
 from pipelines.build.encode import encode_partition
 from pipelines.build.membership import read_stored, segment_object
 from pipelines.engine.partition import Partition
+from schemas.errors import DamagedError
 from schemas.manifest import Receipt
 from tests.pipelines.build.stand_ins import BAD, NumberDecoder, NumberEncoder, NumberReader, partition
 
@@ -107,3 +108,33 @@ def test_what_on_photo_raises_passes_through_and_leaves_no_receipt(storage: Stor
         encode_partition(partition(1, 2), storage, NumberEncoder(), NumberReader(), NumberDecoder(), stop)
 
     assert read_receipts(storage) == {}
+
+
+class PurgedMeanwhile:
+    """Removes a segment, its receipt first, at the moment when its table of images is read."""
+
+    def __init__(self, inner: Storage, receipt: Receipt, *, whole: bool) -> None:
+        self.inner, self.receipt, self.whole = inner, receipt, whole
+
+    def get(self, path: str, **span: int) -> bytes:
+        if path == segment_object(self.receipt, "images.parquet").path:
+            if self.whole:
+                self.inner.delete(receipt_path(self.receipt.segment_id))
+            self.inner.delete(path)
+        return self.inner.get(path, **span)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+
+def test_a_segment_that_a_purge_removes_while_it_is_read_is_not_there(storage: Storage):
+    gone, stays = encode(storage, partition(1, 2)), encode(storage, partition(3))
+
+    assert set(read_stored(PurgedMeanwhile(storage, gone, whole=True), NumberEncoder.fingerprint)) == {stays.segment_id}
+
+
+def test_a_segment_that_is_damaged_is_said_by_name(storage: Storage):
+    damaged = encode(storage, partition(1, 2))
+
+    with pytest.raises(DamagedError, match=rf"{damaged.segment_id}/\w+/images\.parquet: found nothing"):
+        read_stored(PurgedMeanwhile(storage, damaged, whole=False), NumberEncoder.fingerprint)
