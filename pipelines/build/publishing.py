@@ -65,7 +65,11 @@ def publish_version(
     reasons = _count_reasons(prepared, rejects)
     planned = (inventory.planned - rewriting.replaced) | {partition.segment_id for partition in rewriting.partitions}
 
+    lost_race: list[str] = []
+
     def make(head: Manifest | None) -> Manifest | None:
+        while lost_race:  # the number of that draft is another run's, so what it alone would have named is of no use
+            storage.delete(lost_race.pop())
         if head:
             require_model(request, prepared.encoder, head)  # again: another run may have published since
         tombstones = read_tombstones(storage, head.tombstones if head else [])
@@ -93,6 +97,7 @@ def publish_version(
                 return None  # the other run was asked for the same photos
             raise conflict(storage, inventory.head, head)
         draft = _draft(prepared, stored, selection, head, reasons)
+        lost_race.extend(_index_paths(draft) - (_index_paths(head) if head else set()))
         return None if head is not None and head.content_id == draft.content_id else draft
 
     manifest = publish(storage, make, check=check)
@@ -209,6 +214,11 @@ def _draft(
         single_writer=request.single_writer,
         action=request.mode,
     )
+
+
+def _index_paths(manifest: Manifest) -> set[str]:
+    index = manifest.index
+    return {ref.path for ref in (index.quantizer, *(shard.file for shard in index.shards)) if ref}
 
 
 def _segment_entry(receipt: Receipt, selection: Selection) -> SegmentEntry:

@@ -84,7 +84,9 @@ def test_what_stops_a_flow_is_still_one_line(
     ran = folio_process("build", tmp_path / "map", tmp_path / "nowhere", env=prefect_api)
 
     assert ran.code == 1
-    assert "nowhere" in ran.err.strip().splitlines()[-1]
+    # On a slow machine Prefect adds, at the very end, that it is still sending its events.
+    own = [line for line in ran.err.strip().splitlines() if "EventsWorker" not in line]
+    assert "nowhere" in own[-1]
     assert not (tmp_path / "map").exists()
 
 

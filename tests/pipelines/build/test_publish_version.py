@@ -170,6 +170,8 @@ def test_of_two_backfills_at_once_both_get_their_photos_into_the_map(storage: St
 
     assert photos_of(storage) == [1, 2, 3, 4, 5, 6]
     assert list_versions(storage) == [1, 2, 3]
+    shards = {info.path for info in storage.list("indexes")}
+    assert shards == {shard.file.path for shard in read_head(storage).index.shards}  # none is left of the draft that was late
 
 
 def test_a_build_keeps_what_a_faster_backfill_added_meanwhile(storage: Storage):
