@@ -64,7 +64,7 @@ def test_while_versions_come_and_go_no_request_fails_and_each_answer_is_of_one_v
     """Each version has one photo of the one before, so a mixed answer would be no version's; each is purged at once."""
     monkeypatch.setattr(opened_map, "CACHED_PHOTOS", 1)  # else a worker that knows all photos needs no object any more
     monkeypatch.setattr(arrays, "SHARD_BYTES", 1 << 16)
-    started, versions, photos = time.monotonic(), rounds(quick=6, full=50), 4
+    started, versions, photos = time.monotonic(), rounds(quick=4, full=50), 4
     current = publish_photos(storage, *range(photos))
     worker = worker_on(storage, current)
     expected = {1: _answers(storage, current, photos)}
