@@ -6,6 +6,9 @@ doubtful answer the manifest is read back, and its `commit_id` says whose it is;
 
 Before objects of a version are removed, `retired/<number>.json` is created. Its manifest stays, but its photos are not opened.
 
+Each version is marked as published right after, beside its manifest. So a newest manifest that is lost is missed, instead of the
+one before being served with photos that were taken down since, or its number being used again.
+
 Design: ARCHITECTURE.md, "The commit protocol"; the bugs it avoids: RELIABILITY.md 1.2.
 """
 
@@ -13,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from random import SystemRandom
 from threading import Barrier
@@ -22,7 +26,16 @@ from uuid import uuid4
 import msgspec
 
 from infra.storage import Storage
-from schemas.errors import CommitError, CommitUnknown, ConditionsIgnored, MapError, MapMissing, ObjectMissing, StorageError
+from schemas.errors import (
+    CommitError,
+    CommitUnknown,
+    ConditionsIgnored,
+    DamagedError,
+    MapError,
+    MapMissing,
+    ObjectMissing,
+    StorageError,
+)
 from schemas.manifest import Manifest, Receipt, Retired, Tag, decode_manifest, decode_receipt, decode_tag, encode_json
 
 ATTEMPTS: Final = 20
@@ -41,6 +54,7 @@ TAG_NAME: Final = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Of digits alone is a version's number."""
 
 _MANIFEST: Final = re.compile(r"manifests/(\d{20})\.json")
+_PUBLISHED: Final = re.compile(r"manifests/(\d{20})\.published")
 _RETIRED: Final = re.compile(r"retired/(\d{20})\.json")
 _TAG: Final = re.compile(r"tags/(.+)\.json")
 
@@ -48,6 +62,11 @@ _TAG: Final = re.compile(r"tags/(.+)\.json")
 def manifest_path(version: int) -> str:
     """Name the manifest of a version."""
     return f"manifests/{version:020d}.json"
+
+
+def published_path(version: int) -> str:
+    """Name the mark that there is such a version."""
+    return f"manifests/{version:020d}.published"
 
 
 def receipt_path(segment_id: str) -> str:
@@ -67,18 +86,17 @@ def tag_path(name: str) -> str:
 
 def list_versions(storage: Storage) -> list[int]:
     """List the published versions, oldest first. Files that are not named like a manifest do not count."""
-    names = (_MANIFEST.fullmatch(info.path) for info in storage.list("manifests"))
-    return [int(name[1]) for name in names if name]
+    return _list_manifests(storage)[0]
 
 
 def head_or_none(storage: Storage) -> Manifest | None:
     """Read the newest manifest; None where nothing was published yet.
 
     Raises:
+        DamagedError: it was published and is gone.
         FormatError: it is of a format this Folio does not read.
     """
-    versions = list_versions(storage)
-    return read_manifest(storage, versions[-1]) if versions else None
+    return _head(storage)[0]
 
 
 def read_head(storage: Storage) -> Manifest:
@@ -86,6 +104,7 @@ def read_head(storage: Storage) -> Manifest:
 
     Raises:
         MapMissing: nothing was published here yet.
+        DamagedError: it was published and is gone.
         FormatError: it is of a format this Folio does not read.
     """
     head = head_or_none(storage)
@@ -181,8 +200,9 @@ def create_tag(storage: Storage, name: str, version: int) -> None:
             f"{storage.url}: found the tag name {name!r}, needed a letter or digit, then letters, digits, '.', '_' and '-', at "
             "most 64 and not digits alone. Nothing was changed."
         )
-    mine = Tag(version=version, created_at=datetime.now(UTC).isoformat(timespec="seconds"))
-    there = decode_tag(_create_or_read(storage, tag_path(name), encode_json(mine)), where=f"{storage.url}/{tag_path(name)}")
+    there = decode_tag(
+        _create_or_read(storage, tag_path(name), encode_json(_tag(version))), where=f"{storage.url}/{tag_path(name)}"
+    )
     if there.version != version:
         raise MapError(
             f"{storage.url}: the tag {name} is version {there.version} already, not {version}. Nothing was changed. To move it: "
@@ -253,7 +273,9 @@ def publish(
         CommitError: others were faster every time; nothing was published.
     """
     for attempt in range(ATTEMPTS):
-        head = head_or_none(storage)
+        head, marked = _head(storage)
+        if head is not None and not marked:
+            _mark(storage, head.version)  # its publisher was killed before it did, or it is of an older Folio
         draft = make(head)
         if draft is None:
             assert head is not None, "without a version before, there is a change"
@@ -269,6 +291,7 @@ def publish(
             ) from error
         published = decode_manifest(there, where=f"{storage.url}/{path}")
         if published.commit_id == mine.commit_id:
+            _mark(storage, mine.version)
             return published
         _pause(attempt)
     raise CommitError(
@@ -302,6 +325,41 @@ def probe(storage: Storage) -> None:
                     "needed exactly 1. Nothing was published. Use a store that honours If-None-Match, or, where you are sure "
                     "that only one process ever builds this map: --single-writer"
                 )
+
+
+def _list_manifests(storage: Storage) -> tuple[list[int], list[int]]:
+    """List the versions that have a manifest and those that are marked as published, both oldest first."""
+    paths = [info.path for info in storage.list("manifests")]
+    versions, marked = ([int(name[1]) for name in map(pattern.fullmatch, paths) if name] for pattern in (_MANIFEST, _PUBLISHED))
+    return versions, marked
+
+
+def _head(storage: Storage) -> tuple[Manifest | None, bool]:
+    """Read the newest manifest and tell whether it is marked as published; raises as `head_or_none`."""
+    versions, marked = _list_manifests(storage)
+    newest = max([*versions[-1:], *marked[-1:]], default=0)
+    if newest == 0:
+        return None, False
+    try:
+        return read_manifest(storage, newest), newest in marked
+    except MapMissing as error:  # a manifest that was published while we listed is there now
+        older = f"version {versions[-1]}" if versions else "no other version"
+        raise DamagedError(
+            f"{storage.url}/{manifest_path(newest)}: found nothing, needed that of version {newest}, which was published. "
+            f"Nothing was changed, and {older} was not opened in its stead: photos may have been taken down since. Put it "
+            f"back, from a backup or the bucket's own versions. Where that is impossible and {older} may be shown: stop all runs "
+            f"and readers and delete {published_path(newest)}"
+        ) from error
+
+
+def _mark(storage: Storage, version: int) -> None:
+    """Mark a version as published. It is true whoever says it, and the next publisher says it where this one could not."""
+    with suppress(StorageError):
+        storage.put_if_absent(published_path(version), encode_json(_tag(version)))
+
+
+def _tag(version: int) -> Tag:
+    return Tag(version=version, created_at=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def _numbered(draft: Manifest, head: Manifest | None) -> Manifest:

@@ -336,8 +336,7 @@ class FsspecStorage:
 
         def create() -> bool:
             try:
-                with _MEMORY_LOCK if self._filesystem.protocol == "memory" else nullcontext():
-                    self._filesystem.pipe_file(name, data, mode="create")
+                self._filesystem.pipe_file(name, data, mode="create")
             except self._failures as error:
                 if _status(error) == 412 or isinstance(error, FileExistsError):
                     return False
@@ -413,7 +412,8 @@ class FsspecStorage:
         end = time.monotonic() + within_s
         for attempt in range(ATTEMPTS):
             try:
-                return request()
+                with _MEMORY_LOCK if self._filesystem.protocol == "memory" else nullcontext():  # no listing while one writes
+                    return request()
             except self._failures as error:
                 transient = self._is_transient(error)
                 if isinstance(error, FileNotFoundError) and not transient and verb not in ("write", "create"):

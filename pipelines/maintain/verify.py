@@ -39,6 +39,7 @@ READ_THREADS: Final = 4
 """Objects read at once, and so in memory."""
 
 _MANIFEST: Final = re.compile(r"manifests/(\d{20})\.json")
+_PUBLISHED: Final = re.compile(r"manifests/(\d{20})\.published")
 _RETIRED: Final = re.compile(r"retired/(\d{20})\.json")
 _RECEIPT: Final = re.compile(r"receipts/([0-9a-f]+)\.json")
 _TAG: Final = re.compile(r"tags/[^/]+\.json")
@@ -53,7 +54,7 @@ _RUN_REJECTS: Final = re.compile(r"runs/[^/]+/rejects\.parquet")
 _PASSING: Final = re.compile(r"runs/(probe-[0-9a-f]+/\d+|clock-[0-9a-f]+)")
 """Left by a process that was killed while it tried the store or asked for the time."""
 
-_DOCUMENTS: Final = (_MANIFEST, _RETIRED, _RECEIPT, _TAG, _LEASE, _PLAN, _RUN_REJECTS)
+_DOCUMENTS: Final = (_MANIFEST, _PUBLISHED, _RETIRED, _RECEIPT, _TAG, _LEASE, _PLAN, _RUN_REJECTS)
 
 D = TypeVar("D")
 
@@ -213,12 +214,12 @@ class _Receipts:
 def _manifests(storage: Storage, listed: Iterable[str], problems: list[Problem]) -> dict[int, Manifest | None]:
     """Read every manifest, by version; None where it cannot be.
 
-    The chain must have no gap, because numbers are never used again, and reach to the last version that a tag or a mark of
-    retirement knows of.
+    The chain must have no gap, because numbers are never used again, and reach to the last version that a tag, a mark of its
+    publication or one of its retirement knows of.
     """
     listed = list(listed)
-    numbers = [int(name[1]) for pattern in (_MANIFEST, _RETIRED) for name in map(pattern.fullmatch, listed) if name]
-    if not any(_MANIFEST.fullmatch(path) for path in listed):
+    numbers = [int(name[1]) for pattern in (_MANIFEST, _PUBLISHED, _RETIRED) for name in map(pattern.fullmatch, listed) if name]
+    if not numbers:
         read_head(storage)  # says that there is no map
         raise MapMissing(f"{storage.url}: the map was published just now. Nothing was changed. Run the same command again.")
     with suppress(MapError, ObjectMissing):  # a damaged tag is named elsewhere
@@ -238,9 +239,10 @@ def _manifests(storage: Storage, listed: Iterable[str], problems: list[Problem])
 
 
 def _check_documents(storage: Storage, listed: Iterable[str], problems: list[Problem]) -> int:
-    """Read tags, leases, plans and marks of retirement, which nothing depends on but what they say themselves."""
+    """Read tags, leases, plans and marks, which nothing depends on but what they say themselves."""
     kinds: tuple[tuple[re.Pattern[str], Callable[..., object], str], ...] = (
         (_TAG, decode_tag, "a tag"),
+        (_PUBLISHED, decode_tag, "a mark that a version was published"),
         (_RETIRED, decode_retired, "a mark of retirement"),
         (_LEASE, decode_lease, "a lease"),
         (_PLAN, decode_plan, "a plan"),

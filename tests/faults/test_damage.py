@@ -13,21 +13,23 @@ import numpy as np
 import pytest
 
 from fol_model.config import PoolConfig, RerankConfig
-from infra.commits import create_tag, read_version, retire
+from infra.commits import create_tag, list_tags, manifest_path, read_head, read_version, retire, tag_path
 from infra.leases import HeldLease
 from infra.storage import Storage, open_storage
 from pipelines.maintain.takedown import TakedownRequest, takedown
 from pipelines.maintain.verify import verify
+from pipelines.maintain.versions import rollback
 from pipelines.query.opened_map import OpenedMap
 from pipelines.query.worker import QueryWorker
-from schemas.errors import MapError, MapMissing
+from schemas.errors import DamagedError, MapError, MapMissing
 from schemas.manifest import Lease
 from tests.faults.noise_map import SETTINGS, NoiseEncoder, build_noise_map, write_photos
 from tests.faults.profile import record, rounds
 
 PHOTOS: Final = 330
 KINDS: Final = {
-    "manifest": r"manifests/.*",
+    "manifest": r"manifests/.*\.json",
+    "mark of publication": r"manifests/.*\.published",
     "receipt": r"receipts/.*",
     "images": r"segments/.*/images\.parquet",
     "descriptors": r"segments/.*/descriptors\.parquet",
@@ -46,7 +48,7 @@ KINDS: Final = {
 }
 """Every kind of object in a map, by path."""
 
-STAND_ALONE: Final = ("tag", "mark of retirement", "lease", "plan", "rejects of a run")
+STAND_ALONE: Final = ("mark of publication", "tag", "mark of retirement", "lease", "plan", "rejects of a run")
 """Kinds that nothing names: they say something by being there, and nothing is missed when they are not."""
 
 EVERYTHING: Final = RerankConfig(pool=PoolConfig(max_size=PHOTOS, fixed_size=24))
@@ -110,7 +112,7 @@ def what_goes_unnoticed(storage: Storage, path: str, damaged: bytes | None, unda
         if answers(storage) != undamaged:
             broken.append(f"{path}: another answer")
     except MapMissing:  # there is a tag, and no such version
-        assert path.startswith("manifests/")
+        assert path.endswith(".json")
     except MapError as error:
         if path not in str(error):
             broken.append(f"{path}: not named in {error}")
@@ -146,13 +148,38 @@ def test_no_answer_is_ever_given_from_a_damaged_object_and_verify_names_it(
 
 
 def test_an_object_of_every_kind_that_is_gone_is_missed_by_name(storage: Storage):
-    """The newest manifest is missed because a tag names it; without one nothing tells that it was ever published."""
     start, undamaged = time.monotonic(), answers(storage)
     kinds = {kind: paths for kind, paths in objects(storage).items() if kind not in STAND_ALONE}
     broken = [line for paths in kinds.values() for line in what_goes_unnoticed(storage, paths[-1], None, undamaged)]
 
     record("deleted objects", rounds=len(kinds), failures=len(broken), seconds=time.monotonic() - start, note="one of each kind")
     assert broken == []
+
+
+def test_a_newest_version_that_is_gone_is_missed_by_everyone_and_its_number_never_used_again(storage: Storage):
+    """Else the one before would be shown, with the photo that was taken down since."""
+    place = open_storage(f"memory://{uuid4().hex}", SETTINGS)
+    for info in storage.list():
+        place.put(info.path, storage.get(info.path))
+    for name in list_tags(place):
+        place.delete(tag_path(name))
+    lost, before = manifest_path(3), sorted(info.path for info in place.list())
+    place.delete(lost)
+
+    tries: list[Callable[[], object]] = [
+        lambda: read_head(place),
+        lambda: takedown(place, TakedownRequest(uris=frozenset({"first/0008.jpg"}))),
+        lambda: rollback(place, 2),
+    ]
+    for attempt in tries:
+        with pytest.raises(DamagedError, match=rf"{lost}: found nothing.*Put the object back"):
+            attempt()
+    problems = verify(place).problems
+    place.put(lost, storage.get(lost))
+
+    assert [(problem.path, problem.problem) for problem in problems] == [(lost, "missing")]
+    assert sorted(info.path for info in place.list()) == before
+    assert read_head(place) == read_version(storage, 3)
 
 
 @pytest.mark.parametrize("kind", STAND_ALONE)

@@ -138,12 +138,14 @@ def kill_again_and_again(scenes: dict[str, Scene], places: list[str], kills: int
     assert done.total() >= kills
 
 
+@pytest.mark.timeout(3600)
 def test_jobs_killed_at_any_moment_and_run_again_leave_what_an_undisturbed_run_leaves(scenes: dict[str, Scene], tmp_path: Path):
     kills = rounds(quick=10, full=150)
 
     kill_again_and_again(scenes, [str(tmp_path / str(n) / "map") for n in range(2 * kills)], kills, "kill -9, disk")
 
 
+@pytest.mark.timeout(3600)
 def test_jobs_killed_at_any_moment_on_s3_too(scenes: dict[str, Scene], gateway: Gateway):
     kills = rounds(quick=5, full=100)
 

@@ -66,7 +66,11 @@ def test_a_photo_taken_down_is_gone_from_answers_and_listings_at_once(town: Stor
     assert ([photo.uri for photo in done.photos], done.photos_left, done.published) == ([uri(3)], 9, True)
     head = read_head(town)
     assert (head.version, head.action, head.statistics["photos"]) == (2, "takedown", 9)
-    assert {info.path for info in town.list()} - before == {commits.manifest_path(2), head.tombstones[0].path}
+    assert {info.path for info in town.list()} - before == {
+        commits.manifest_path(2),
+        commits.published_path(2),
+        head.tombstones[0].path,
+    }
 
 
 def test_of_the_photo_only_digests_are_kept(town: Storage):

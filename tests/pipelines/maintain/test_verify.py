@@ -39,7 +39,7 @@ def test_a_sound_map_has_no_problems_and_every_object_was_read(storage: Storage,
     found = verify(storage)
 
     assert found.problems == []
-    assert (found.version, found.versions, found.objects, found.orphans) == (1, 1, 5, 0)  # manifest, receipt and three more
+    assert (found.version, found.versions, found.objects, found.orphans) == (1, 1, 6, 0)  # manifest, mark, receipt and three
     assert found.size_bytes == len(b"a quantizer" + b"a shard" + b"images")
 
 
