@@ -1,19 +1,24 @@
-"""Does a trained quantizer still fit the photos of its map? Growth and a measured error decide, and the manifest says so.
+"""Does a trained quantizer still fit the photos of its map? Growth and a measured error decide, and the manifest says so. It is
+also made anew when it learned from photos that were taken down since.
 
 At training some photos are held out, and what they lose by being coded is the error that the quantizer is known by: photos it has
 learned lose less than any it will ever meet. Each build and backfill measures the same on the photos it adds. A rebuild trains
 again when theirs is too large; a backfill, which rewrites nothing, only keeps account.
 
-Kept in `IndexEntry.parameters`, beside the sizes: `trained_because`, `error`, and of the photos encoded since training
-`new_photos`, `new_error`.
+Kept in `IndexEntry.parameters`, beside the sizes: `trained_because`, `error`, of the photos encoded since training `new_photos`
+and `new_error`; how far it has learned in the order of image ids, `learned_to`, and how many tables of tombstones there were,
+`tombstones`.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+from infra.storage import Storage
+from pipelines.build.tombstones import read_tombstone_rows
 from pipelines.ivfpq import IndexConfig, derive_parameters
-from schemas.manifest import IndexEntry
+from schemas.manifest import IndexEntry, ObjectRef
 
 DRIFT: Final = 1.25
 """The most that the error of new photos may be, in errors at training. With the default network, photos of the same town come out
@@ -30,6 +35,9 @@ MEASURED_PHOTOS: Final = 1024
 
 HELD_OUT: Final = 1 / 16
 """Share of a training sample that is held out, where that many are left over."""
+
+ID_DIGITS: Final = 8
+"""Of an image id, that say how far a quantizer has learned."""
 
 LEAST_HELD_OUT: Final = 8
 """Fewer tell nothing; the quantizer is then kept until the map has grown."""
@@ -50,8 +58,30 @@ def with_new_photos(index: IndexEntry, photos: int, error: float) -> IndexEntry:
     )
 
 
+def learned_to(image_id: str) -> str:
+    """Note the largest image id that a quantizer learned from, not so that it tells which photo that was."""
+    return image_id[:ID_DIGITS]
+
+
+def learned_from(storage: Storage, index: IndexEntry | None, tombstones: Sequence[ObjectRef]) -> int:
+    """Count the photos taken down since training that a quantizer may have learned from.
+
+    It learned from all photos of then up to `learned_to`. Photos that came later count as well, so this is rarely too many and
+    never too few. Indexes from before this was noted may have learned from any.
+
+    Raises:
+        DamagedError: a table of tombstones is not what was written.
+    """
+    if index is None or index.quantizer is None:
+        return 0
+    rows = read_tombstone_rows(storage, tombstones[index.parameters.get("tombstones", 0) :])
+    last = index.parameters.get("learned_to", "f" * ID_DIGITS)
+    photos = zip(rows["image_id"].to_pylist(), rows["photo_key"].to_pylist(), strict=True)
+    return sum(bool(key) and name[:ID_DIGITS] <= last for name, key in photos)  # without a key: no photo had that name
+
+
 def reason_to_train(
-    index: IndexEntry | None, photos: int, descriptor_dim: int, config: IndexConfig, *, extend: bool
+    index: IndexEntry | None, photos: int, descriptor_dim: int, config: IndexConfig, *, taken_down: int = 0, extend: bool
 ) -> str | None:
     """Say why the quantizer of a map has to be made anew; None: it need not be.
 
@@ -60,7 +90,8 @@ def reason_to_train(
         photos: that the map is to have.
         descriptor_dim: D.
         config: sizes and limits.
-        extend: True for a backfill, which leaves drift to the next build.
+        taken_down: photos that it learned from and is to forget.
+        extend: True for a backfill, which leaves drift and forgetting to the next build.
     """
     trainable = derive_parameters(photos, descriptor_dim, config) is not None
     if index is None or (index.kind == "flat") == trainable:
@@ -70,14 +101,18 @@ def reason_to_train(
         return None
     if photos > config.retrain_growth * index.trained_for:
         return f"the map has grown from {index.trained_for:,} to {photos:,} photos, more than {config.retrain_growth:g} times"
-    return None if extend else _drifted(index)
+    if extend:
+        return None
+    return f"it learned from {taken_down:,} photos that were taken down since" if taken_down else _drifted(index)
 
 
-def outlook(index: IndexEntry | None, photos: int, descriptor_dim: int, config: IndexConfig, *, extend: bool) -> str:
+def outlook(
+    index: IndexEntry | None, photos: int, descriptor_dim: int, config: IndexConfig, *, taken_down: int = 0, extend: bool
+) -> str:
     """Say beforehand what a run will do to the quantizer; arguments as `reason_to_train`."""
     if derive_parameters(photos, descriptor_dim, config) is None:
         return f"none: fewer than {config.flat_below:,} photos are searched exactly"
-    if why := reason_to_train(index, photos, descriptor_dim, config, extend=extend):
+    if why := reason_to_train(index, photos, descriptor_dim, config, taken_down=taken_down, extend=extend):
         return f"will be trained: {why}"
     assert index is not None, "a new map is a reason to train"
     return f"kept: {state(index)}"

@@ -6,7 +6,7 @@ curve; an id in it is `first_id` of its segment plus the row.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 from uuid import uuid4
 
@@ -17,12 +17,12 @@ from jaxtyping import Float32, Int64
 from infra.storage import Storage
 from infra.tables import get_object, put_object, read_descriptors
 from pipelines import ivfpq
-from pipelines.build.drift import MEASURED_PHOTOS, held_out, reason_to_train, with_new_photos
+from pipelines.build.drift import MEASURED_PHOTOS, held_out, learned_from, learned_to, reason_to_train, with_new_photos
 from pipelines.build.membership import Selection, StoredSegment, live_keys, live_rows, segment_object
 from pipelines.catalog.hilbert import hilbert_position
 from pipelines.ivfpq import IndexConfig, IvfPqParameters
 from schemas import layout
-from schemas.manifest import BBox, IndexEntry, Manifest, ShardEntry, ShardSegment
+from schemas.manifest import BBox, IndexEntry, Manifest, ObjectRef, ShardEntry, ShardSegment
 
 MASKED_SHARE: Final = 1 / 4
 """Share of a shard's photos that may be masked before it is made anew: memory that searches for nothing."""
@@ -40,6 +40,7 @@ def build_index(
     selection: Selection,
     head: Manifest | None,
     *,
+    tombstones: Sequence[ObjectRef] = (),
     descriptor_dim: int,
     config: IndexConfig,
     extend: bool,
@@ -51,17 +52,22 @@ def build_index(
         stored: every segment that `selection` names.
         selection: the photos of the version; at least one.
         head: the version before, made with the same network; its quantizer and shards are used again where they still fit.
+        tombstones: of the newest version.
         descriptor_dim: D.
         config: sizes.
         extend: True keeps all shards that still hold and adds shards for the rest (a backfill); False also merges small ones, and
-            trains again when new photos do not fit the quantizer.
+            trains again when new photos do not fit the quantizer or it learned from photos that were taken down since.
     """
     photos = sum(int(live.sum()) for live in selection.values())
     parameters = ivfpq.derive_parameters(photos, descriptor_dim, config)
     before = _measured(storage, stored, selection, head) if head else None
-    why = reason_to_train(before, photos, descriptor_dim, config, extend=extend)
+    taken_down = learned_from(storage, before, tombstones)
+    why = reason_to_train(before, photos, descriptor_dim, config, taken_down=taken_down, extend=extend)
     if head is None or before is None or why:
-        index, holding = _train(storage, stored, selection, parameters, config, why or ""), []
+        trained = _train(
+            storage, stored, selection, parameters, config, {"trained_because": why or "", "tombstones": len(tombstones)}
+        )
+        index, holding = trained, []
     else:
         index, holding = before, _still_holding(head, selection)
     kept = [shard for shard in holding if extend or not _is_small(stored, shard.segments, config)]
@@ -109,7 +115,12 @@ def _still_holding(head: Manifest, selection: Selection) -> list[ShardEntry]:
 
 
 def _train(
-    storage: Storage, stored: Stored, selection: Selection, parameters: IvfPqParameters | None, config: IndexConfig, why: str
+    storage: Storage,
+    stored: Stored,
+    selection: Selection,
+    parameters: IvfPqParameters | None,
+    config: IndexConfig,
+    circumstances: Mapping[str, str | int],
 ) -> IndexEntry:
     fingerprint = next(iter(stored.values())).receipt.model_fingerprint
     if parameters is None:
@@ -137,7 +148,7 @@ def _train(
         seed=config.seed,
         trained_on=learned,
         trained_for=sum(int(live.sum()) for live in selection.values()),
-        parameters={**parameters.to_json(), **error, "trained_because": why},
+        parameters={**parameters.to_json(), **error, **circumstances, "learned_to": learned_to(sample[learned - 1][0])},
         quantizer=put_object(storage, path, quantizer),
         shards=[],
     )

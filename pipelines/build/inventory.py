@@ -11,7 +11,7 @@ from infra.commits import head_or_none
 from infra.settings import Settings
 from infra.storage import Storage
 from pipelines.build.compact import NOTHING, Rewriting, plan_rewriting, segments_to_purge
-from pipelines.build.drift import outlook
+from pipelines.build.drift import learned_from, outlook
 from pipelines.build.membership import (
     Selection,
     StoredSegment,
@@ -101,7 +101,14 @@ def make_plan(surveyed: Surveyed, inventory: Inventory, settings: Settings) -> B
         photos_dropped=len(inventory.held_keys - selected_keys(selection, expected)),
         segments_to_merge=len(rewriting.replaced),
         photos_to_copy=rewriting.photos,
-        quantizer=outlook(same, photos, encoder.descriptor_dim, request.index, extend=request.mode == "backfill"),
+        quantizer=outlook(
+            same,
+            photos,
+            encoder.descriptor_dim,
+            request.index,
+            taken_down=learned_from(surveyed.storage, same, head.tombstones if head else []),
+            extend=request.mode == "backfill",
+        ),
         workers=min(settings.threads, max(1, len(todo))),
         memory_bytes=memory_needed(encoder, largest, settings.threads),
         store_bytes=(to_encode + rewriting.photos) * bytes_per_photo(encoder),

@@ -189,6 +189,7 @@ def _draft(
         stored,
         selection,
         same,
+        tombstones=head.tombstones if head else [],
         descriptor_dim=prepared.encoder.descriptor_dim,
         config=request.index,
         extend=request.mode == "backfill",

@@ -65,6 +65,7 @@ class _Found:
     receipts: dict[Attempt, str]
     """Their paths, by what they name."""
     shards: list[str]
+    """And quantizers."""
     attempts: dict[Attempt, list[str]]
     """Objects of each."""
     telling: set[str]
@@ -141,14 +142,17 @@ class _Looking:
                 zip(attempts, pool.map(lambda attempt: self._tells(attempt, attempts[attempt]), attempts), strict=True)
             )
         bad = {segment for (segment, _), tables in telling.items() if tables}
+        going = [one for one in manifests[:-1] if any(entry.segment_id in bad for entry in one.segments)]
         shards = _shards(manifests, bad) - {shard.file.path for one in staying for shard in one.index.shards}
+        # A new quantizer was trained if the old one had learned from such photos; else the newest version has the old one too.
+        shards |= _quantizers(going) - _quantizers([*staying, *(one for one in manifests if one not in going)])
         there = {info.path for info in storage.list("indexes")}
         return _Found(
             receipts={(name, receipts[name].attempt): receipt_path(name) for name in bad & receipts.keys()},
             shards=sorted(shards & there),
             attempts={attempt: paths for attempt, paths in attempts.items() if attempt[0] in bad},
             telling=set().union(*telling.values()),
-            versions=[one.version for one in manifests[:-1] if any(entry.segment_id in bad for entry in one.segments)],
+            versions=[one.version for one in going],
         )
 
     def _attempts(self, kept: set[str]) -> dict[Attempt, list[str]]:
@@ -184,6 +188,10 @@ def _shards(manifests: Iterable[Manifest], segments: set[str]) -> set[str]:
         for shard in manifest.index.shards
         if any(member.segment_id in segments for member in shard.segments)
     }
+
+
+def _quantizers(manifests: Iterable[Manifest]) -> set[str]:
+    return {one.index.quantizer.path for one in manifests if one.index.quantizer}
 
 
 def _clean_rejects(storage: Storage, down: Tombstones) -> int:

@@ -339,6 +339,7 @@ class _Repair:
             stored,
             selection,
             None if lost_quantizer else msgspec.structs.replace(head, index=kept),
+            tombstones=head.tombstones,
             descriptor_dim=DescriptorReader(self._storage, segment_object(receipts[0], layout.DESCRIPTORS)).read([0]).shape[1],
             config=index_config(head),
             extend=True,

@@ -4,7 +4,8 @@ Every object below the map is read, whatever it is called and whoever put it the
 photos' digests and for names that have these digests. Vectors and local features do not say whose they are: they count as free
 of a photo when a receipt or manifest names them with their sha256, and the photos that it says they are of were read and are
 others. A second attempt at a segment has the same photos, because a segment is named by its photos. What is none of these cannot
-be proved. A quantizer holds averages and no photo. Tombstone tables are left out.
+be proved. A quantizer holds averages, but perhaps of few photos: one that learned from such a photo counts as having it.
+Tombstone tables are left out.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from infra.commits import list_versions, manifest_path, read_head, read_manifest, receipt_path
 from infra.observability import progress
 from infra.storage import ObjectInfo, Storage
+from pipelines.build.drift import learned_from
 from pipelines.build.tombstones import read_tombstones
 from schemas import layout
 from schemas.errors import MapError, ObjectMissing
@@ -97,7 +99,7 @@ def verify_deleted(storage: Storage, *, uris: Collection[str] = ()) -> Deletion:
     """
     head = read_head(storage)
     sought = _sought(storage, head, uris)
-    scan = _Scan(storage, sought, _Names(storage))
+    scan = _Scan(storage, sought, _Names(storage, head))
     objects = [*storage.list(), *storage.leftovers()]
     # The tables of segments first: they say what vectors and local features stand for.
     tables = [info for info in objects if (name := _SEGMENT.fullmatch(info.path)) and name[3] == layout.IMAGES]
@@ -152,13 +154,17 @@ def _sought(storage: Storage, head: Manifest, uris: Collection[str]) -> _Sought:
 class _Names:
     """What receipts and manifests say of objects; those that cannot be read say nothing, and are found by the scan."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, head: Manifest) -> None:
+        self._storage = storage
+        self._tombstones = head.tombstones
         self.receipts: dict[str, Receipt] = {}
         """By segment."""
         self.refs: dict[str, ObjectRef] = {}
         """What lies in segments, by path."""
         self.quantizers: dict[str, str] = {}
         """sha256 by path."""
+        self.taught: dict[str, int] = {}
+        """By path of a quantizer, of how many photos taken down it learned."""
         self.shards: dict[str, tuple[str, list[str]]] = {}
         """sha256 and segments by path."""
         self.unreadable: dict[str, str] = {}
@@ -179,7 +185,10 @@ class _Names:
 
     def _add(self, manifest: Manifest) -> None:
         if manifest.index.quantizer:
-            self.quantizers[manifest.index.quantizer.path] = manifest.index.quantizer.sha256
+            path = manifest.index.quantizer.path
+            self.quantizers[path] = manifest.index.quantizer.sha256
+            if path not in self.taught:
+                self.taught[path] = learned_from(self._storage, manifest.index, self._tombstones)
         for shard in manifest.index.shards:
             self.shards[shard.file.path] = shard.file.sha256, [member.segment_id for member in shard.segments]
 
@@ -295,7 +304,9 @@ class _Scan:
 
     def _explain_index(self, path: str, sha256: str, look: _Look) -> None:
         if path in self._names.quantizers:
-            if self._names.quantizers[path] != sha256:
+            if taught := self._names.taught[path]:
+                look.left = f"averages that {taught:,} such photos are part of"
+            elif self._names.quantizers[path] != sha256:
                 look.unproved = "a quantizer that is not what the manifests say"
             return
         expected, segments = self._names.shards[path]
