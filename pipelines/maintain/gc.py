@@ -1,8 +1,8 @@
 """store ▶ what no version needs any more, removed.
 
 Kept are the newest version, those with a tag, those that a run has pinned, and every version that was the newest at some time
-within the last days (`older_than`). Of what only others name, and of what nothing names, the objects older than that go. Days are
-counted by the store's clock. Manifests, tags and marks of retirement always stay.
+within the last days (`older_than`). Of what only others name, and of what nothing names, the objects older than that go, as do
+temporary files of killed writers. Days are counted by the store's clock. Manifests, tags and marks always stay.
 
 In this order, so that a map opens whenever this stops: retirement of the versions that lose something, then a second look at
 everything, then receipts, so that no build counts on what goes, then the objects. gc has a lease until the receipts are gone
@@ -22,7 +22,7 @@ import msgspec
 from infra.commits import list_tags, manifest_path, read_head, read_manifest, receipt_path, retire
 from infra.leases import GC, HeldLease, lease, live_leases, store_now
 from infra.observability import progress
-from infra.storage import ObjectInfo, Storage
+from infra.storage import TEMPORARY_SUFFIX, ObjectInfo, Storage
 from schemas import layout
 from schemas.errors import MapError, ObjectMissing
 from schemas.manifest import Manifest, Receipt, decode_receipt
@@ -33,6 +33,9 @@ SAFE_AGE: Final = timedelta(days=7)
 KINDS: Final = ("segments", "receipts", "indexes", "tombstones", "runs")
 """Folders of a map that things go from."""
 
+TEMPORARY: Final = "temporary"
+"""What goes of any folder: files that a killed writer left unfinished."""
+
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
 _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
@@ -41,7 +44,7 @@ class Removed(msgspec.Struct, frozen=True, kw_only=True):
     """What goes, of one kind."""
 
     kind: str
-    """Its folder in the map."""
+    """Its folder in the map, or `TEMPORARY`."""
     objects: int
     size_bytes: int
 
@@ -141,7 +144,8 @@ class _Looking:
         """Find what can go now."""
         leases = [one for one in live_leases(self._storage) if one.run_id != own_run]
         now = store_now(self._storage)
-        stored = _Stored(list(self._storage.list()), now - (max(self._older_than, SAFE_AGE) if leases else self._older_than))
+        cutoff = now - (max(self._older_than, SAFE_AGE) if leases else self._older_than)
+        stored = _Stored(list(self._storage.list()), cutoff)
         kept = self._kept(stored, now) | {version for one in leases for version in one.pins}
         names = {version: self._names(version, needed=version in kept) for version in stored.versions}
         needed = _united(names[version] for version in kept & names.keys())
@@ -151,8 +155,9 @@ class _Looking:
         needed |= self._finished(stored, needed, any_of_them=bool(leases))
         garbage = stored.garbage(needed)
         gone = garbage.keys() | {stored.group(path) for path in garbage}
+        unfinished = [info for info in self._storage.leftovers() if info.modified_at and info.modified_at <= cutoff]
         return _Findings(
-            garbage=garbage,
+            garbage=garbage | {info.path: info.size_bytes for info in unfinished},
             retired={version for version in names.keys() - kept - stored.retired if names[version] & gone},
             kept=kept,
             at_work=sorted(one.run_id for one in leases),
@@ -274,8 +279,12 @@ def _delete(storage: Storage, paths: Sequence[str], held: HeldLease | None) -> N
         storage.delete(path)
 
 
+def _kind(path: str) -> str:
+    return TEMPORARY if path.endswith(TEMPORARY_SUFFIX) else path.partition("/")[0]
+
+
 def _collected(found: _Findings, garbage: dict[str, int], *, deleted: bool) -> Collected:
-    sizes = {kind: [size for path, size in garbage.items() if path.startswith(f"{kind}/")] for kind in KINDS}
+    sizes = {kind: [size for path, size in garbage.items() if _kind(path) == kind] for kind in (*KINDS, TEMPORARY)}
     return Collected(
         deleted=deleted,
         removed=[Removed(kind=kind, objects=len(each), size_bytes=sum(each)) for kind, each in sizes.items() if each],

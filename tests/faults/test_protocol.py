@@ -167,6 +167,9 @@ class _View:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         yield from self._run.request(lambda: list(self._store.list(prefix)), prefix, "read")
 
+    def leftovers(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return iter(())
+
     def info(self, path: str) -> ObjectInfo:
         return self._run.request(lambda: self._store.info(path), path, "read")
 

@@ -42,6 +42,9 @@ class ClockedStorage:
             found = [self._describe(path) for path in sorted(self._objects) if path.startswith(folder)]
         yield from found
 
+    def leftovers(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return iter(())
+
     def info(self, path: str) -> ObjectInfo:
         with self._lock:
             self._found(path)

@@ -1,12 +1,17 @@
 """What gc removes, and what it must never remove."""
 
+import os
+import time
 from datetime import timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from infra.commits import list_versions, manifest_path, read_version, receipt_path, retire
 from infra.leases import lease
+from infra.settings import Settings
+from infra.storage import TEMPORARY_SUFFIX, open_storage
 from infra.tables import put_object
 from pipelines.maintain.gc import Collected, Removed, gc, parse_duration
 from pipelines.maintain.tags import tag
@@ -286,3 +291,22 @@ def test_the_outcome_is_json(storage: ClockedStorage):
     replaced(storage)
 
     assert msgspec.json.decode(msgspec.json.encode(gc(storage)))["retired"] == [1]
+
+
+def test_what_a_killed_writer_left_unfinished_goes_once_it_is_old(tmp_path: Path):
+    storage = open_storage(str(tmp_path / "map"), Settings(threads=1))
+    publish_segments(storage, "there")
+    before = {info.path for info in storage.list()}
+    for folder in ("manifests", "segments/there/a", "receipts"):
+        for name, days in (("old", 8), ("young", 1)):
+            file = tmp_path / "map" / folder / f"{name}{TEMPORARY_SUFFIX}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"half")
+            os.utime(file, times=(time.time() - days * 86_400,) * 2)
+
+    found = gc(storage, delete=True)
+
+    assert found.removed == [Removed(kind="temporary", objects=3, size_bytes=12)]
+    assert found.retired == []
+    assert {info.path.rpartition("/")[2] for info in storage.leftovers()} == {f"young{TEMPORARY_SUFFIX}"}
+    assert {info.path for info in storage.list() if not info.path.startswith("runs/")} == before
