@@ -90,7 +90,7 @@ def publish_version(
         if not selection:
             raise CatalogError(
                 f"{' '.join(request.photos)}: none of {prepared.plan.photos_listed} photos can be part of a map "
-                f"({in_words(reasons)}). Nothing was published. See {storage.url}/{where}"
+                f"({in_words(reasons)}). Nothing was published. {_last_resort(head)}See {storage.url}/{where}"
             )
         if head and not mergeable:
             if selected_keys(selection, stored) == live_keys(head, stored):
@@ -110,6 +110,12 @@ def publish_version(
         rejected=reasons,
         rejects=f"{storage.url}/{where}",
     )
+
+
+def _last_resort(head: Manifest | None) -> str:
+    if head is None or head.statistics["photos"]:
+        return ""
+    return "All photos of this map were taken down, and no version without photos can be made: to forget them, delete the map. "
 
 
 def summarise(prepared: Prepared, published: Published, purged: Purged, clock: Stopwatch) -> BuildSummary:

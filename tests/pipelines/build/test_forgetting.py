@@ -12,6 +12,7 @@ from pipelines.build.drift import learned_from
 from pipelines.maintain.takedown import TakedownRequest, takedown
 from pipelines.maintain.verify import verify
 from pipelines.maintain.verify_deleted import verify_deleted
+from schemas.errors import CatalogError
 from schemas.images import image_id
 from schemas.manifest import ObjectRef
 from tests.faults.noise_map import SETTINGS, build_noise_map, write_photos
@@ -93,3 +94,13 @@ def test_an_index_of_an_older_folio_may_have_learned_from_any_photo(storage: Sto
 
     assert learned_from(storage, head.index, head.tombstones) == 0
     assert learned_from(storage, older, head.tombstones) == 1
+
+
+def test_where_all_photos_are_taken_down_the_map_is_to_be_deleted(tmp_path: Path):
+    few = write_photos(tmp_path / "few", range(3))
+    storage = open_storage(f"memory://{uuid4().hex}", SETTINGS)
+    build_noise_map(storage.url, few)
+    takedown(storage, TakedownRequest(uris=frozenset(f"few/000{number}.jpg" for number in range(3))))
+
+    with pytest.raises(CatalogError, match=r"none of 3 photos.*All photos of this map were taken down.*delete the map"):
+        build_noise_map(storage.url, few)
