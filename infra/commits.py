@@ -6,8 +6,8 @@ doubtful answer the manifest is read back, and its `commit_id` says whose it is;
 
 Before objects of a version are removed, `retired/<number>.json` is created. Its manifest stays, but its photos are not opened.
 
-Each version is marked as published right after, beside its manifest. So a newest manifest that is lost is missed, instead of the
-one before being served with photos that were taken down since, or its number being used again.
+Right after, `published/<number>.json` is created. So a newest manifest that is lost is missed, instead of the one before being
+served with photos that were taken down since, or its number being used again.
 
 Design: ARCHITECTURE.md, "The commit protocol"; the bugs it avoids: RELIABILITY.md 1.2.
 """
@@ -54,7 +54,7 @@ TAG_NAME: Final = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Of digits alone is a version's number."""
 
 _MANIFEST: Final = re.compile(r"manifests/(\d{20})\.json")
-_PUBLISHED: Final = re.compile(r"manifests/(\d{20})\.published")
+_PUBLISHED: Final = re.compile(r"published/(\d{20})\.json")
 _RETIRED: Final = re.compile(r"retired/(\d{20})\.json")
 _TAG: Final = re.compile(r"tags/(.+)\.json")
 
@@ -66,7 +66,7 @@ def manifest_path(version: int) -> str:
 
 def published_path(version: int) -> str:
     """Name the mark that there is such a version."""
-    return f"manifests/{version:020d}.published"
+    return f"published/{version:020d}.json"
 
 
 def receipt_path(segment_id: str) -> str:
@@ -86,7 +86,7 @@ def tag_path(name: str) -> str:
 
 def list_versions(storage: Storage) -> list[int]:
     """List the published versions, oldest first. Files that are not named like a manifest do not count."""
-    return _list_manifests(storage)[0]
+    return _list_numbers(storage, "manifests", _MANIFEST)
 
 
 def head_or_none(storage: Storage) -> Manifest | None:
@@ -152,8 +152,7 @@ def read_manifest(storage: Storage, version: int) -> Manifest:
 
 def list_retired(storage: Storage) -> set[int]:
     """List the versions that are not to be opened any more."""
-    names = (_RETIRED.fullmatch(info.path) for info in storage.list("retired"))
-    return {int(name[1]) for name in names if name}
+    return set(_list_numbers(storage, "retired", _RETIRED))
 
 
 def retire(
@@ -327,22 +326,21 @@ def probe(storage: Storage) -> None:
                 )
 
 
-def _list_manifests(storage: Storage) -> tuple[list[int], list[int]]:
-    """List the versions that have a manifest and those that are marked as published, both oldest first."""
-    paths = [info.path for info in storage.list("manifests")]
-    versions, marked = ([int(name[1]) for name in map(pattern.fullmatch, paths) if name] for pattern in (_MANIFEST, _PUBLISHED))
-    return versions, marked
+def _list_numbers(storage: Storage, folder: str, pattern: re.Pattern[str]) -> list[int]:
+    names = (pattern.fullmatch(info.path) for info in storage.list(folder))
+    return [int(name[1]) for name in names if name]
 
 
 def _head(storage: Storage) -> tuple[Manifest | None, bool]:
     """Read the newest manifest and tell whether it is marked as published; raises as `head_or_none`."""
-    versions, marked = _list_manifests(storage)
+    marked = _list_numbers(storage, "published", _PUBLISHED)  # first, as what is marked then has a manifest
+    versions = list_versions(storage)
     newest = max([*versions[-1:], *marked[-1:]], default=0)
     if newest == 0:
         return None, False
     try:
         return read_manifest(storage, newest), newest in marked
-    except MapMissing as error:  # a manifest that was published while we listed is there now
+    except MapMissing as error:
         older = f"version {versions[-1]}" if versions else "no other version"
         raise DamagedError(
             f"{storage.url}/{manifest_path(newest)}: found nothing, needed that of version {newest}, which was published. "

@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -31,7 +31,7 @@ from pipelines.build.membership import (
 from pipelines.build.merging import allowed_photos, choose, conflict, is_mergeable
 from pipelines.build.purge import Purged
 from pipelines.build.request import BuildSummary, Prepared, Published, in_words
-from pipelines.build.tombstones import read_tombstones
+from pipelines.build.tombstones import Tombstones, read_tombstones
 from pipelines.engine.model import describe_model
 from pipelines.engine.partition import Partition
 from schemas import layout
@@ -56,58 +56,20 @@ def publish_version(
         CatalogError: no photo is left to make a map of.
         CommitError: nothing was published, or it is unknown whether it was.
     """
-    request, storage, inventory = prepared.request, prepared.storage, prepared.inventory
-    fingerprint = prepared.encoder.fingerprint
+    storage, inventory, fingerprint = prepared.storage, prepared.inventory, prepared.encoder.fingerprint
     encoded = read_stored(storage, fingerprint, known=inventory.stored)
     rejects = _collect_rejects(prepared, encoded, lost)
     where = f"{layout.run_folder(prepared.plan.run_id)}/{layout.REJECTS}"
     write_table(storage, where, rejects, kind="rejects")
-    reasons = _count_reasons(prepared, rejects)
-    planned = (inventory.planned - rewriting.replaced) | {partition.segment_id for partition in rewriting.partitions}
-
-    lost_race: list[str] = []
-
-    def make(head: Manifest | None) -> Manifest | None:
-        while lost_race:  # the number of that draft is another run's, so what it alone would have named is of no use
-            storage.delete(lost_race.pop())
-        if head:
-            require_model(request, prepared.encoder, head)  # again: another run may have published since
-        tombstones = read_tombstones(storage, head.tombstones if head else [])
-        stored = read_stored(storage, fingerprint, known=encoded)  # and what that run has encoded
-        stored = without_taken_down(stored, head, tombstones, planned=planned)
-        require_whole(storage, head, fingerprint, stored)
-        mergeable = request.mode == "backfill" or is_mergeable(storage, inventory.head, head, fingerprint)
-        selection = choose(
-            request.mode,
-            allowed_photos(inventory.images, tombstones),
-            head=head,
-            held_before=inventory.held_keys if head and mergeable else live_keys(head, stored) if head else set(),
-            stored=stored,
-            tombstones=tombstones,
-            planned=planned,
-            replaced=rewriting.replaced,
-        )
-        if not selection:
-            raise CatalogError(
-                f"{' '.join(request.photos)}: none of {prepared.plan.photos_listed} photos can be part of a map "
-                f"({in_words(reasons)}). Nothing was published. {_last_resort(head)}See {storage.url}/{where}"
-            )
-        if head and not mergeable:
-            if selected_keys(selection, stored) == live_keys(head, stored):
-                return None  # the other run was asked for the same photos
-            raise conflict(storage, inventory.head, head)
-        draft = _draft(prepared, stored, selection, head, reasons)
-        lost_race.extend(_index_paths(draft) - (_index_paths(head) if head else set()))
-        return None if head is not None and head.content_id == draft.content_id else draft
-
-    manifest = publish(storage, make, check=check)
+    drafts = _Drafts(prepared, rewriting, encoded, _count_reasons(prepared, rejects))
+    manifest = publish(storage, drafts.make, check=check)
     stored = read_stored(storage, fingerprint, known=encoded)
     return Published(
         manifest=manifest,
         encoded=sum(stored[part.segment_id].receipt.rows for part in prepared.partitions if part.segment_id in stored),
         dropped=len(inventory.held_keys - live_keys(manifest, stored)),
         replaced=len(rewriting.replaced),
-        rejected=reasons,
+        rejected=drafts.reasons,
         rejects=f"{storage.url}/{where}",
     )
 
@@ -180,47 +142,106 @@ def _count_reasons(prepared: Prepared, rejects: pa.Table) -> dict[str, int]:
     return {**reasons, RejectReason.TAKEN_DOWN.value: taken_down} if taken_down else reasons
 
 
-def _draft(
-    prepared: Prepared,
-    stored: Mapping[str, StoredSegment],
-    selection: Selection,
-    head: Manifest | None,
-    reasons: dict[str, int],
-) -> Manifest:
-    request = prepared.request
-    model = describe_model(prepared.encoder)
-    same = head if head and head.model.fingerprint == model.fingerprint else None
-    index = build_index(
-        prepared.storage,
-        stored,
-        selection,
-        same,
-        tombstones=head.tombstones if head else [],
-        descriptor_dim=prepared.encoder.descriptor_dim,
-        config=request.index,
-        extend=request.mode == "backfill",
-    )
-    segments = [_segment_entry(stored[name].receipt, selection) for name in sorted(selection)]
-    return Manifest(
-        version=0,
-        parent=None,
-        commit_id="",
-        created_at="",
-        content_id=content_id(model, segments, index),
-        producer=Producer(name="folio-vpr", version=version("folio-vpr"), python=platform.python_version()),
-        model=model,
-        segments=segments,
-        index=index,
-        tombstones=head.tombstones if head else [],
-        statistics={
-            **_statistics(stored, selection, index.shards),
-            "quantizer": outcome(index, same.index if same else None),
-            "rejected": reasons,
-        },
-        configuration={"partition": asdict(request.partition), "index": asdict(request.index), "limits": asdict(request.limits)},
-        single_writer=request.single_writer,
-        action=request.mode,
-    )
+class _Drafts:
+    """Makes the next version of a map, and anew on top of each version with which another run was faster."""
+
+    def __init__(
+        self, prepared: Prepared, rewriting: Rewriting, encoded: Mapping[str, StoredSegment], reasons: dict[str, int]
+    ) -> None:
+        self.reasons = reasons
+        self._prepared = prepared
+        self._encoded = encoded
+        self._replaced = rewriting.replaced
+        copies = {partition.segment_id for partition in rewriting.partitions}
+        self._planned = (prepared.inventory.planned - rewriting.replaced) | copies
+        self._written: list[str] = []
+        """What the draft before has written for itself alone."""
+
+    def make(self, head: Manifest | None) -> Manifest | None:
+        """Make the version that follows `head`; see `commits.publish`."""
+        request, storage, fingerprint = self._prepared.request, self._prepared.storage, self._prepared.encoder.fingerprint
+        while self._written:  # the number of that draft is another run's, so nothing will ever name these
+            storage.delete(self._written.pop())
+        if head:
+            require_model(request, self._prepared.encoder, head)  # again: another run may have published since
+        tombstones = read_tombstones(storage, head.tombstones if head else [])
+        stored = read_stored(storage, fingerprint, known=self._encoded)  # and what that run has encoded
+        stored = without_taken_down(stored, head, tombstones, planned=self._planned)
+        require_whole(storage, head, fingerprint, stored)
+        if head is None or request.mode == "backfill" or is_mergeable(storage, self._started, head, fingerprint):
+            selection = self._choose(head, stored, tombstones, held_before=self._prepared.inventory.held_keys)
+        else:
+            selection = self._choose(head, stored, tombstones, held_before=live_keys(head, stored))
+            if selected_keys(selection, stored) != live_keys(head, stored):
+                raise conflict(storage, self._started, head)
+            return None  # the other run was asked for the same photos
+        draft = self._draft(head, stored, selection)
+        self._written.extend(_index_paths(draft) - (_index_paths(head) if head else set()))
+        return None if head is not None and head.content_id == draft.content_id else draft
+
+    @property
+    def _started(self) -> Manifest | None:
+        return self._prepared.inventory.head
+
+    def _choose(
+        self, head: Manifest | None, stored: Mapping[str, StoredSegment], tombstones: Tombstones, *, held_before: Set[str]
+    ) -> Selection:
+        return choose(
+            self._prepared.request.mode,
+            allowed_photos(self._prepared.inventory.images, tombstones),
+            head=head,
+            held_before=held_before,
+            stored=stored,
+            tombstones=tombstones,
+            planned=self._planned,
+            replaced=self._replaced,
+        )
+
+    def _draft(self, head: Manifest | None, stored: Mapping[str, StoredSegment], selection: Selection) -> Manifest:
+        request, encoder = self._prepared.request, self._prepared.encoder
+        if not selection:
+            raise CatalogError(
+                f"{' '.join(request.photos)}: none of {self._prepared.plan.photos_listed} photos can be part of a map "
+                f"({in_words(self.reasons)}). Nothing was published. {_last_resort(head)}See {self._prepared.storage.url}/"
+                f"{layout.run_folder(self._prepared.plan.run_id)}/{layout.REJECTS}"
+            )
+        model = describe_model(encoder)
+        same = head if head and head.model.fingerprint == model.fingerprint else None
+        index = build_index(
+            self._prepared.storage,
+            stored,
+            selection,
+            same,
+            tombstones=head.tombstones if head else [],
+            descriptor_dim=encoder.descriptor_dim,
+            config=request.index,
+            extend=request.mode == "backfill",
+        )
+        segments = [_segment_entry(stored[name].receipt, selection) for name in sorted(selection)]
+        return Manifest(
+            version=0,
+            parent=None,
+            commit_id="",
+            created_at="",
+            content_id=content_id(model, segments, index),
+            producer=Producer(name="folio-vpr", version=version("folio-vpr"), python=platform.python_version()),
+            model=model,
+            segments=segments,
+            index=index,
+            tombstones=head.tombstones if head else [],
+            statistics={
+                **_statistics(stored, selection, index.shards),
+                "quantizer": outcome(index, same.index if same else None),
+                "rejected": self.reasons,
+            },
+            configuration={
+                "partition": asdict(request.partition),
+                "index": asdict(request.index),
+                "limits": asdict(request.limits),
+            },
+            single_writer=request.single_writer,
+            action=request.mode,
+        )
 
 
 def _index_paths(manifest: Manifest) -> set[str]:

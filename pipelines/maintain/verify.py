@@ -39,7 +39,7 @@ READ_THREADS: Final = 4
 """Objects read at once, and so in memory."""
 
 _MANIFEST: Final = re.compile(r"manifests/(\d{20})\.json")
-_PUBLISHED: Final = re.compile(r"manifests/(\d{20})\.published")
+_PUBLISHED: Final = re.compile(r"published/(\d{20})\.json")
 _RETIRED: Final = re.compile(r"retired/(\d{20})\.json")
 _RECEIPT: Final = re.compile(r"receipts/([0-9a-f]+)\.json")
 _TAG: Final = re.compile(r"tags/[^/]+\.json")

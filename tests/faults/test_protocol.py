@@ -160,7 +160,7 @@ class _View:
         self._run.request(lambda: self._store.put(path, data), path, "write")
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
-        if path.startswith("manifests/") and path.endswith(".json"):
+        if path.startswith("manifests/"):
             self._run.commits.add(decode_manifest(data, where=path).commit_id)
         return self._run.request(lambda: self._store.put_if_absent(path, data), path, "create")
 

@@ -129,7 +129,7 @@ class NotesLeases(ClockedStorage):
         self.seen: list[tuple[str, list[int]]] = []
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
-        if path.endswith(".json"):
+        if path.startswith("manifests/"):
             self.seen += [(one.action, one.pins) for one in live_leases(self)]
         return super().put_if_absent(path, data)
 
