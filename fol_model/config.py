@@ -237,12 +237,12 @@ class PoolConfig:
 class RerankConfig:
     """How the candidates of a pool are put in order (section 10.5).
 
-    Letters: S_g global cosine, S_l local similarity, S'_g and S'_l the same scaled to 0..1.
+    Letters: S_g global cosine, S_l local similarity, S'_l the same scaled to 0..1.
     """
 
     mode: Literal["adaptive", "count", "paper"] = "adaptive"
-    """`count`: the number of matches, as FoL. `paper`: gamma S_g + S_l, as FoL++. `adaptive`: alpha S'_g + (1 - alpha) S'_l
-    with alpha growing with the lead of the best global candidate."""
+    """`count`: the number of matches, as FoL. `paper`: gamma S_g + S_l, as FoL++. `adaptive`: S_g above the background, and
+    `local_weight` S'_l: where the globally best are level the local features decide, where one leads they rarely can."""
 
     min_cosine: float = 0.7
     """Features match above this cosine. Higher: fewer, surer matches."""
@@ -256,11 +256,11 @@ class RerankConfig:
     gamma: float = 1000.0
     """Weight of the global cosine in mode `paper`. S_l grows with the number of features, so fit gamma on validation photos."""
 
-    alpha_max: float = 0.5
-    """Largest weight of the global cosine in mode `adaptive`, from 0 to 1."""
+    local_weight: float = 0.4
+    """Weight of S'_l in mode `adaptive`. More gains at night and loses where many places look alike; see README.md."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_cosine <= 1:
             raise ValueError(f"min_cosine must be between -1 and 1, got {self.min_cosine}")
-        if not 0 <= self.alpha_max <= 1:
-            raise ValueError(f"alpha_max must be between 0 and 1, got {self.alpha_max}")
+        if not 0 <= self.local_weight <= 100:
+            raise ValueError(f"local_weight must be between 0 and 100, got {self.local_weight}")

@@ -199,8 +199,8 @@ class Reranked:
     """By mode. `adaptive`: S'_l, from 0 to 1. `paper`: S_l. `count`: the matches."""
 
     scores: Float32[np.ndarray, " K"]
-    """What the order is made by; `scores[order]` falls. 0 to 1 in mode `adaptive`, the number of matches in `count`,
-    gamma S_g + S_l in `paper`."""
+    """What the order is made by; `scores[order]` falls. S_g above the background and weighted S'_l in mode `adaptive`, the number
+    of matches in `count`, gamma S_g + S_l in `paper`."""
 
     matched_patches: tuple[UInt8[np.ndarray, "_ 4"], ...]
     """For each candidate its matched patches (query row, query column, row, column), strongest first, none twice, at most

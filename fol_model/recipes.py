@@ -59,7 +59,7 @@ def folio_small() -> Recipe:
         mask_fraction=0.4,
         local_stride=4,
         local_patch_step=2,
-        match_cosine=0.4,
+        match_cosine=0.6,
     )
 
 

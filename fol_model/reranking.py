@@ -3,7 +3,8 @@
 `inference.Reranker` calls this; the modes are those of `config.RerankConfig`. Sources: FoL (count), FoL++ (reliability-weighted
 sum, paper), our design (bounded similarity, adaptive).
 
-Letters: S_g global cosine, S_l local similarity, S'_g and S'_l the same in 0..1, R reliability, p mutual pairs, K pool size.
+Letters: S_g global cosine, mu its background, S_l local similarity, S'_l the same in 0..1, R reliability, p mutual pairs, K pool
+size.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fol_model.config import RerankConfig
 from fol_model.matching import Pairs, mutual_pairs
-from fol_model.scheduling import TIE, background
+from fol_model.scheduling import background
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +94,8 @@ def fused_scores(
         local: each comparison's `local_score`.
 
     Returns:
-        Mode `count`: the number of matches. `paper`: gamma S_g + S_l. `adaptive`: alpha S'_g + (1 - alpha) S'_l, from 0 to 1.
+        Mode `count`: the number of matches. `paper`: gamma S_g + S_l. `adaptive`: S_g - mu + w S'_l, which is near 0 for a photo
+        that has nothing in common with the query.
     """
     pool = cosines[: len(local)]
     if config.mode == "count" or not len(local):
@@ -101,27 +103,12 @@ def fused_scores(
     elif config.mode == "paper":
         fused = config.gamma * pool + local
     else:
-        alpha = global_weight(config, cosines)
-        fused = alpha * _spread(pool) + (1 - alpha) * local
+        mu, _ = background(cosines, config.pool.max_size)
+        fused = pool - mu + config.local_weight * local
     return fused.astype(np.float32)
-
-
-def global_weight(config: RerankConfig, cosines: Float64[np.ndarray, " all"]) -> float:
-    """Compute alpha: `alpha_max` where the best candidate leads by 3 sigma of the background, 0 where two are level."""
-    if len(cosines) < 2:
-        return config.alpha_max
-    _, sigma = background(cosines, config.pool.max_size)
-    lead = (cosines[0] - cosines[1]) / (3 * sigma + TIE)
-    return config.alpha_max * float(np.clip(lead, 0, 1))
 
 
 def best_first(scores: Float32[np.ndarray, " K"]) -> Int64[np.ndarray, " K"]:
     """Order a pool by falling score; of equal ones the globally better comes first."""
     order: Int64[np.ndarray, " K"] = np.argsort(-scores, kind="stable")
     return order
-
-
-def _spread(cosines: Float64[np.ndarray, " K"]) -> Float64[np.ndarray, " K"]:
-    """Compute S'_g: the best of the pool near 1, the last 0."""
-    spread: Float64[np.ndarray, " K"] = (cosines - cosines[-1]) / (cosines[0] - cosines[-1] + TIE)
-    return spread

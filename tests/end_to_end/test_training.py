@@ -21,7 +21,20 @@ from tests.end_to_end.conftest import City, Ran
 from tests.pipelines.train.photos import small_request, write_labelled
 
 OPTIONS = [
-    *("--places", "4", "--photos-per-place", "2", "--input-size", "126", "--blocks", "all", "--learning-rate", "1e-4"),
+    *(
+        "--recipe",
+        "tiny",
+        "--places",
+        "4",
+        "--photos-per-place",
+        "2",
+        "--input-size",
+        "126",
+        "--blocks",
+        "all",
+        "--learning-rate",
+        "1e-4",
+    ),
     *("--epochs", "3", "--validate", "0.2", "--checkpoint-minutes", "0", "--device", "cpu", "--json"),
 ]
 

@@ -65,7 +65,7 @@ def test_a_pool_that_cannot_work_is_refused(change: dict[str, Any], message: str
         PoolConfig(**change)
 
 
-@pytest.mark.parametrize("change", [{"min_cosine": 1.5}, {"alpha_max": -0.5}])
+@pytest.mark.parametrize("change", [{"min_cosine": 1.5}, {"local_weight": -0.5}, {"local_weight": float("nan")}])
 def test_a_reranking_outside_its_ranges_is_refused(change: dict[str, Any]):
     with pytest.raises(ValueError, match="must be between"):
         RerankConfig(**change)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fol_model.config import RerankConfig
-from fol_model.reranking import LocalSide, best_first, bounded_similarity, compare, fused_scores, global_weight
+from fol_model.reranking import LocalSide, best_first, bounded_similarity, compare, fused_scores
 
 ADAPTIVE, COUNT, PAPER = RerankConfig(mode="adaptive"), RerankConfig(mode="count"), RerankConfig(mode="paper", gamma=10.0)
 
@@ -79,27 +79,24 @@ def test_mode_paper_adds_gamma_times_the_cosine():
     assert scores.tolist() == pytest.approx([12, 13])
 
 
-def test_mode_adaptive_trusts_local_evidence_where_the_global_ranking_is_level():
+def test_mode_adaptive_lets_local_evidence_decide_where_the_global_ranking_is_level():
+    """The background of 0.5 and 0.4 is 0.45, and a local similarity weighs 0.4."""
     scores = fused_scores(ADAPTIVE, np.array([0.8, 0.8, 0.5, 0.4]), np.array([0.1, 0.6]))
 
-    assert global_weight(ADAPTIVE, np.array([0.8, 0.8, 0.5, 0.4])) == 0
-    assert scores.tolist() == pytest.approx([0.1, 0.6])
+    assert scores.tolist() == pytest.approx([0.35 + 0.04, 0.35 + 0.24])
+    assert best_first(scores).tolist() == [1, 0]
 
 
-def test_mode_adaptive_trusts_a_clear_global_winner_half():
-    """The background 0.5, 0.3 has sigma 0.1; a lead of 0.3 is three of them, so alpha is alpha_max = 0.5.
-
-    In the pool the global part is 1 and 0: 0.5 * 1 + 0.5 * 0.1 and 0.5 * 0 + 0.5 * 0.6.
-    """
+def test_mode_adaptive_keeps_a_clear_global_winner_unless_local_evidence_is_overwhelming():
     cosines = np.array([0.9, 0.6, 0.5, 0.3])
 
-    assert global_weight(ADAPTIVE, cosines) == pytest.approx(0.5, abs=1e-5)
-    assert fused_scores(ADAPTIVE, cosines, np.array([0.1, 0.6])).tolist() == pytest.approx([0.55, 0.30], abs=1e-4)
+    assert best_first(fused_scores(ADAPTIVE, cosines, np.array([0.1, 0.6]))).tolist() == [0, 1]
+    assert best_first(fused_scores(ADAPTIVE, cosines, np.array([0.1, 0.9]))).tolist() == [1, 0]
 
 
-def test_half_the_lead_gives_half_the_trust():
-    """A lead of 0.15 is one and a half sigma of 0.1."""
-    assert global_weight(ADAPTIVE, np.array([0.75, 0.6, 0.5, 0.3])) == pytest.approx(0.25, abs=1e-5)
+def test_a_photo_with_nothing_in_common_scores_about_nothing_in_mode_adaptive():
+    assert fused_scores(ADAPTIVE, np.array([0.2]), np.array([0.0])).tolist() == [0]
+    assert fused_scores(ADAPTIVE, np.array([]), np.array([])).tolist() == []
 
 
 def test_equal_scores_keep_the_global_order():
