@@ -77,9 +77,11 @@ def read_metadata(schema: pa.Schema, kind: str, *, where: str) -> dict[str, Json
 
 
 def read_seal(metadata: Mapping[bytes, bytes]) -> str | None:
-    """Give the seal of a table from the metadata of its Parquet file; None where it has none, "" where it had one."""
-    entry = json.loads(metadata.get(b"folio", b"{}"))
-    # A damaged name of the entry must not pass for a table that never had a seal.
+    """Give the seal of a table of ours from the metadata of its Parquet file; None where it never had one, "" where it had one."""
+    if b"folio" not in metadata:  # every Folio wrote this
+        return ""
+    entry = json.loads(metadata[b"folio"])
+    # A damaged name must not pass for a table that never had a seal.
     had_one = any(isinstance(value, str) and len(value) == len(BLANK_SEAL) for value in entry.values())
     return str(entry["sha256"]) if "sha256" in entry else "" if had_one else None
 
