@@ -22,7 +22,7 @@ class PositionConfig:
     voters: int = 10
     """Candidates that are asked, from the best."""
 
-    sharpness: float = 4.0
+    sharpness: float = 5.0
     """A candidate with half the best score weighs 2 ** -sharpness. Higher: the best candidate decides more alone."""
 
     agree_within_m: float = 25.0
