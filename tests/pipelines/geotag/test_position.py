@@ -69,17 +69,17 @@ def test_a_better_candidate_pulls_the_answer_to_itself():
     """Half the score weighs a sixteenth at sharpness 4: the mean of 0 m (16 parts) and 17 m (1 part) is 1 m."""
     votes = [vote(LUND, 0, 0, score=0.8), vote(LUND, 0, 17, score=0.4)]
 
-    location = locate(votes, CONFIG)
+    location = locate(votes, replace(CONFIG, sharpness=4.0))
 
     assert off_by_m(location, LUND, 0, 1) < 0.01
     assert location.support == 1
 
 
 def test_a_lower_group_wins_when_it_holds_more_of_the_evidence():
-    """The best candidate stands alone; three at 0.95 of its score weigh 0.815 each: 2.44 of 3.44 is 71 %."""
+    """The best candidate stands alone; three at 0.95 of its score weigh 0.815 each at sharpness 4: 2.44 of 3.44 is 71 %."""
     votes = [vote(LUND, 0, 0), *(vote(LUND, 2000, north, score=0.95) for north in (0, 3, 6))]
 
-    location = locate(votes, CONFIG)
+    location = locate(votes, replace(CONFIG, sharpness=4.0))
 
     assert off_by_m(location, LUND, 2000, 3) < 0.1
     assert location.support == pytest.approx(3 * 0.95**4 / (1 + 3 * 0.95**4))
