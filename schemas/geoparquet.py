@@ -77,7 +77,7 @@ def read_metadata(schema: pa.Schema, kind: str, *, where: str) -> dict[str, Json
 
 
 def read_seal(metadata: Mapping[bytes, bytes]) -> str | None:
-    """Give the seal of a table of ours from the metadata of its Parquet file; None where it never had one, "" where it had one."""
+    """Give the seal of a table of ours from its Parquet metadata; None where it never had one, "" where it had one."""
     if b"folio" not in metadata:  # every Folio wrote this
         return ""
     entry = json.loads(metadata[b"folio"])
