@@ -66,8 +66,9 @@ def learned_to(image_id: str) -> str:
 def learned_from(storage: Storage, index: IndexEntry | None, tombstones: Sequence[ObjectRef]) -> int:
     """Count the photos taken down since training that a quantizer may have learned from.
 
-    It learned from all photos of then up to `learned_to`. Photos that came later count as well, so this is rarely too many and
-    never too few. Indexes from before this was noted may have learned from any.
+    It learned from all photos of then up to `learned_to`. Names that came later or never count as well, as a photo may have left
+    the map before it was taken down: this may be too many, never too few. Indexes from before this was noted may have learned
+    from any.
 
     Raises:
         DamagedError: a table of tombstones is not what was written.
@@ -76,8 +77,7 @@ def learned_from(storage: Storage, index: IndexEntry | None, tombstones: Sequenc
         return 0
     rows = read_tombstone_rows(storage, tombstones[index.parameters.get("tombstones", 0) :])
     last = index.parameters.get("learned_to", "f" * ID_DIGITS)
-    photos = zip(rows["image_id"].to_pylist(), rows["photo_key"].to_pylist(), strict=True)
-    return sum(bool(key) and name[:ID_DIGITS] <= last for name, key in photos)  # without a key: no photo had that name
+    return sum(name[:ID_DIGITS] <= last for name in rows["image_id"].to_pylist())
 
 
 def reason_to_train(
