@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from math import ceil, isqrt
 from typing import Literal
 
+Precision = Literal["int4", "int8", "float16", "float32"]
+"""How the numbers of a local feature are stored: whole numbers up to 7 or 127, or floats."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
@@ -111,7 +114,11 @@ class Recipe:
     """Channels between the two up-convolutions of the local decoder."""
 
     local_dim: int = 128
-    """Channels of a local feature. Two bytes each in a stored map."""
+    """Channels of a local feature; `local_precision` says in how many bytes each is stored."""
+
+    local_precision: Precision = "int8"
+    """How local features are stored and compared. `int4`, `int8`: half a byte or a byte a number, and the same matches on every
+    machine. `float32`: nothing is rounded, at four bytes a number. Maps may mix them, so it is not part of a fingerprint."""
 
     input_size: int
     """Side S in pixels that photos are resized to, whatever their shape. Work grows a little faster than its square."""
@@ -256,8 +263,8 @@ class RerankConfig:
     gamma: float = 1000.0
     """Weight of the global cosine in mode `paper`. S_l grows with the number of features, so fit gamma on validation photos."""
 
-    local_weight: float = 0.4
-    """Weight of S'_l in mode `adaptive`. More gains at night and loses where many places look alike; see README.md."""
+    local_weight: float = 1.0
+    """Weight of S'_l in mode `adaptive`; see README.md."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_cosine <= 1:

@@ -13,10 +13,11 @@ from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Float64, Int32, Int64, UInt8
+from jaxtyping import Float16, Float32, Float64, Int8, Int32, Int64, UInt8
 from torch import Tensor
 
-from fol_model.config import Recipe, RerankConfig
+from fol_model.config import Precision, Recipe, RerankConfig
+from fol_model.matching import LARGEST_CODE, blocks_of, from_stored, to_codes
 from fol_model.network import Extraction
 from fol_model.preprocessing import prepare
 from fol_model.recipes import recipe_named
@@ -28,7 +29,7 @@ CUDA_BATCH: Final = 32
 """Photos that go through the network together on a GPU."""
 
 DRAWN_PAIRS: Final = 64
-"""Most matched patches reported for one candidate."""
+"""Most matched patches reported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +39,8 @@ class EncodedPhoto:
     descriptor: Float32[np.ndarray, " D"]
     """Global descriptor of unit length."""
 
-    features: Float16[np.ndarray, "n 128"]
-    """Local features, L2-normalised before they were halved, in raster order."""
+    features: Int8[np.ndarray, "n d"] | Float16[np.ndarray, "n d"] | Float32[np.ndarray, "n d"]
+    """Local features in raster order, as the recipe's `local_precision` says: codes (`matching.to_codes`), or L2-normalised."""
 
     patch: UInt8[np.ndarray, "n 2"]
     """Row and column of each feature's patch."""
@@ -84,6 +85,11 @@ class Encoder:
     def local_dim(self) -> int:
         """Numbers in a local feature."""
         return self.recipe.local_dim
+
+    @property
+    def local_precision(self) -> Precision:
+        """How the numbers of local features are stored."""
+        return self.recipe.local_precision
 
     @property
     def max_local_features(self) -> int:
@@ -131,17 +137,39 @@ class Encoder:
         return [encoded for start in starts for encoded in self._encode_batch(photos[start : start + CUDA_BATCH])]
 
     def _encode_alone(self, photo: UInt8[np.ndarray, "_ _ 3"]) -> EncodedPhoto:
-        return _encoded(self._network.extract(self._prepared(photo).unsqueeze(0)), 0)
+        return self._encoded(self._network.extract(self._prepared(photo).unsqueeze(0)), 0)
 
     def _encode_batch(self, photos: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[EncodedPhoto]:
         images = torch.stack([self._prepared(photo) for photo in photos]).to(self._device)
         # Without half precision, and without TF32, which PyTorch allows in convolutions and which keeps 10 bits of 23.
         with torch.autocast("cuda", enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             extraction = self._network.extract(images)
-        return [_encoded(extraction, index) for index in range(len(photos))]
+        return [self._encoded(extraction, index) for index in range(len(photos))]
+
+    def _encoded(self, extraction: Extraction, index: int) -> EncodedPhoto:
+        features = extraction.local_features[index].cpu().numpy()
+        reliability = extraction.reliability[index].mul(255).round()
+        return EncodedPhoto(
+            descriptor=extraction.descriptors[index].cpu().numpy(),
+            features=as_stored(features, self.recipe.local_precision),
+            patch=extraction.patches[index].cpu().numpy().astype(np.uint8),
+            reliability=reliability.cpu().numpy().astype(np.uint8),
+        )
 
     def _prepared(self, photo: UInt8[np.ndarray, "_ _ 3"]) -> Float32[Tensor, "3 S S"]:
         return prepare(photo, self.recipe.input_size, antialias=self.recipe.antialias)
+
+
+def as_stored(
+    features: Int8[np.ndarray, "n D"] | Float16[np.ndarray, "n D"] | Float32[np.ndarray, "n D"], precision: Precision
+) -> Int8[np.ndarray, "n D"] | Float16[np.ndarray, "n D"] | Float32[np.ndarray, "n D"]:
+    """Give features the form in which they are stored and compared; also those of maps that stored them otherwise."""
+    largest = LARGEST_CODE.get(precision)
+    if largest is None:
+        return features.astype(precision, copy=False)
+    if features.dtype == np.int8 and np.abs(features).max(initial=0) <= largest:
+        return features
+    return to_codes(features, largest)
 
 
 def open_encoder(name: str, *, weights: Path | None, device: str = "auto") -> Encoder:
@@ -170,8 +198,8 @@ class LocalFeaturesLike(Protocol):
     """The stored local features of one photo. `schemas.local_features.LocalFeatures` is one, and so is `EncodedPhoto`."""
 
     @property
-    def features(self) -> Float16[np.ndarray, "n D"]:
-        """L2-normalised."""
+    def features(self) -> Int8[np.ndarray, "n D"] | Float16[np.ndarray, "n D"] | Float32[np.ndarray, "n D"]:
+        """Codes, or L2-normalised."""
         ...
 
     @property
@@ -193,7 +221,7 @@ class Reranked:
     """Places in the pool, best first."""
 
     matches: Int32[np.ndarray, " K"]
-    """FoL's count of mutual nearest neighbours, in every mode; see `matching.count_mutual_matches`."""
+    """Mutual nearest neighbours above the least cosine. In mode `count` as FoL counts: `matching.count_mutual_matches`."""
 
     local_scores: Float32[np.ndarray, " K"]
     """By mode. `adaptive`: S'_l, from 0 to 1. `paper`: S_l. `count`: the matches."""
@@ -202,8 +230,8 @@ class Reranked:
     """What the order is made by; `scores[order]` falls. S_g above the background and weighted S'_l in mode `adaptive`, the number
     of matches in `count`, gamma S_g + S_l in `paper`."""
 
-    matched_patches: tuple[UInt8[np.ndarray, "_ 4"], ...]
-    """For each candidate its matched patches (query row, query column, row, column), strongest first, none twice, at most
+    matched_patches: UInt8[np.ndarray, "_ 4"]
+    """Of the first in the order: query row, query column, its row, its column, strongest first, none twice, at most
     `DRAWN_PAIRS`."""
 
 
@@ -229,7 +257,7 @@ class Reranker:
         candidates: Sequence[LocalFeaturesLike],
         cosines: Float64[np.ndarray, " all"],
     ) -> Reranked:
-        """Put the pool in order. Each thread holds one candidate as float32 at a time.
+        """Put the pool in order. Each thread holds one block of cosines and the candidates in it as float32 at a time.
 
         Args:
             query: local features of the query.
@@ -241,24 +269,28 @@ class Reranker:
         """
         if len(candidates) > len(cosines):
             raise ValueError(f"got {len(candidates)} candidates but only {len(cosines)} cosines")
-        here = self._side(query)
-        compared = _one_a_thread(lambda candidate: compare(here, self._side(candidate), self.config), candidates)
-        local = np.array([one.local_score for one in compared], np.float64)
+        here = self._side(query, as_codes=query.features.dtype == np.int8)
+        blocks = [candidates[block] for block in blocks_of(here.features, [len(one.reliability) for one in candidates])]
+        compared = _one_a_thread(lambda block: self._compare(here, block), blocks)
+        local = np.concatenate([np.empty(0), *(one.local_scores for one in compared)])
         scores = fused_scores(self.config, cosines, local)
+        order = best_first(scores, self.config)
         return Reranked(
-            order=best_first(scores),
-            matches=np.array([one.matches for one in compared], np.int32),
+            order=order,
+            matches=np.concatenate([np.empty(0, np.int32), *(one.matches for one in compared)]),
             local_scores=local.astype(np.float32),
             scores=scores,
-            matched_patches=tuple(
-                _drawn(one, query.patch, candidate.patch) for one, candidate in zip(compared, candidates, strict=True)
-            ),
+            matched_patches=_drawn(query, candidates, compared, int(order[0])) if len(order) else np.empty((0, 4), np.uint8),
         )
 
-    def _side(self, stored: LocalFeaturesLike) -> LocalSide:
-        features = torch.from_numpy(stored.features.astype(np.float32)).to(self._device)
-        reliability = torch.from_numpy(stored.reliability.astype(np.float32)).to(self._device) / 255
-        return LocalSide(features=features, reliability=reliability)
+    def _compare(self, here: LocalSide, block: Sequence[LocalFeaturesLike]) -> Comparison:
+        as_codes = here.features.inverse_lengths is not None
+        return compare(here, [self._side(candidate, as_codes=as_codes) for candidate in block], self.config)
+
+    def _side(self, stored: LocalFeaturesLike, *, as_codes: bool) -> LocalSide:
+        return LocalSide(
+            features=from_stored(stored.features, as_codes=as_codes, device=self._device), reliability=stored.reliability
+        )
 
 
 def use_threads(count: int) -> None:
@@ -282,25 +314,18 @@ def _one_a_thread(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
 
 
 def _drawn(
-    comparison: Comparison, query_patch: UInt8[np.ndarray, "Q 2"], candidate_patch: UInt8[np.ndarray, "C 2"]
+    query: LocalFeaturesLike, candidates: Sequence[LocalFeaturesLike], compared: Sequence[Comparison], place: int
 ) -> UInt8[np.ndarray, "_ 4"]:
-    """List the patches of the strongest pairs, each pair of patches once however many features they share."""
-    strongest = torch.sort(comparison.weights, descending=True, stable=True).indices
-    query = query_patch[comparison.pairs.query[strongest].cpu().numpy()]
-    candidate = candidate_patch[comparison.pairs.candidate[strongest].cpu().numpy()]
-    both = np.concatenate([query, candidate], axis=1)
+    """List the patches of the strongest pairs of one candidate, each pair of patches once however many features they share."""
+    patch = candidates[place].patch
+    for comparison in compared:
+        if place < len(comparison.matches):
+            break
+        place -= len(comparison.matches)
+    here, there = comparison.strongest_first(place)
+    both = np.concatenate([query.patch[here], patch[there]], axis=1)
     first_seen = np.sort(np.unique(both, axis=0, return_index=True)[1])
     return both[first_seen[:DRAWN_PAIRS]]
-
-
-def _encoded(extraction: Extraction, index: int) -> EncodedPhoto:
-    reliability = extraction.reliability[index].mul(255).round()
-    return EncodedPhoto(
-        descriptor=extraction.descriptors[index].cpu().numpy(),
-        features=extraction.local_features[index].cpu().numpy().astype(np.float16),
-        patch=extraction.patches[index].cpu().numpy().astype(np.uint8),
-        reliability=reliability.cpu().numpy().astype(np.uint8),
-    )
 
 
 def _require_photo(photo: np.ndarray) -> None:

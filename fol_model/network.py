@@ -30,7 +30,7 @@ class Extraction:
     patch_mask: Bool[Tensor, "N g g"]
     """The patches whose local features are kept."""
 
-    local_features: list[Float[Tensor, "_ 128"]]
+    local_features: list[Float[Tensor, "_ d"]]
     """L2-normalised, in raster order of the decoder's map, without padding."""
 
     patches: list[Int[Tensor, "_ 2"]]

@@ -41,7 +41,7 @@ def folpp_vitl14() -> Recipe:
 def folio_small() -> Recipe:
     """The default: gradient histograms instead of a transformer, FoL++'s branch, heads trained on the photos at hand.
 
-    Its weights come with Folio. It runs on a CPU, and keeps 160 local features, one for each chosen patch.
+    Its weights come with Folio. It runs on a CPU, and keeps 640 local features of 28 bytes, one for each chosen patch.
     """
     return Recipe(
         name="folio-small",
@@ -52,14 +52,14 @@ def folio_small() -> Recipe:
         clusters=512,
         cluster_dim=16,
         hidden=256,
-        decoder_hidden=256,
+        decoder_hidden=96,
+        local_dim=48,
+        local_precision="int4",
         input_size=320,
         antialias=True,
         scaled_decoding=True,
         mask_fraction=0.4,
         local_stride=4,
-        local_patch_step=2,
-        match_cosine=0.6,
     )
 
 
@@ -83,13 +83,29 @@ def tiny() -> Recipe:
 
 def _fol(name: str, backbone: BackboneConfig) -> Recipe:
     """As FoL was evaluated: 504 x 504 without antialiasing, the 225 most confident patches, every local feature."""
-    return Recipe(name=name, backbone=backbone, input_size=504, antialias=False, scaled_decoding=False, mask_patches=225)
+    return Recipe(
+        name=name,
+        backbone=backbone,
+        input_size=504,
+        antialias=False,
+        scaled_decoding=False,
+        mask_patches=225,
+        local_precision="float32",
+    )
 
 
 def _folpp(name: str, fol: Recipe) -> Recipe:
     """Add the reliability branch, which replaces the attention in the dustbin's scores, and keep the best 40 % of the patches."""
     return replace(
-        fol, name=name, mode="folpp", dustbin="reliability", mask_patches=None, mask_fraction=0.4, local_stride=4, antialias=True
+        fol,
+        name=name,
+        mode="folpp",
+        dustbin="reliability",
+        mask_patches=None,
+        mask_fraction=0.4,
+        local_stride=4,
+        local_precision="int4",
+        antialias=True,
     )
 
 

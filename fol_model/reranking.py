@@ -7,14 +7,14 @@ Letters: S_g global cosine, mu its background, S_l local similarity, S'_l the sa
 size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64
-from torch import Tensor
+from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 
 from fol_model.config import RerankConfig
-from fol_model.matching import Pairs, mutual_pairs
+from fol_model.matching import Features, Matches, is_lone_pair, match_block
 from fol_model.scheduling import background
 
 
@@ -22,65 +22,78 @@ from fol_model.scheduling import background
 class LocalSide:
     """The local features of one photo, ready for matching."""
 
-    features: Float32[Tensor, "n D"]
-    """L2-normalised."""
+    features: Features
 
-    reliability: Float32[Tensor, " n"]
-    """R, 0 to 1."""
+    reliability: UInt8[np.ndarray, " n"]
+    """R, 0 to 255 for 0.0 to 1.0."""
+
+    @property
+    def total(self) -> float:
+        """Sum of R."""
+        return int(self.reliability.sum(dtype=np.int64)) / 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What the local features of two photos say of each other."""
+    """What the local features of a query say of some candidates."""
 
-    matches: int
-    """FoL's count: mutual pairs above the least cosine, but 0 where only one pair chose each other."""
+    matches: Int32[np.ndarray, " K"]
+    """FoL's count in mode `count`: mutual pairs above the least cosine, but 0 where only one pair chose each other at all. In the
+    other modes simply the pairs above the least cosine."""
 
-    local_score: float
+    local_scores: Float64[np.ndarray, " K"]
     """By mode. `count`: the matches. `paper`: S_l. `adaptive`: S'_l."""
 
-    pairs: Pairs
-    """The pairs above the least cosine, in query order."""
+    pairs: Matches
+    """The pairs above the least cosine."""
 
-    weights: Float32[Tensor, " p"]
+    weights: Float32[np.ndarray, " p"]
     """What each of them adds to S_l."""
 
+    def strongest_first(self, place: int) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
+        """Give the matched features of one candidate, of the query and its own, by falling weight."""
+        mine = np.flatnonzero(self.pairs.place == place)
+        order = mine[np.argsort(-self.weights[mine], kind="stable")]
+        return self.pairs.query[order], self.pairs.candidate[order]
 
-def compare(query: LocalSide, candidate: LocalSide, config: RerankConfig) -> Comparison:
-    """Match two photos. Needs memory for all their cosines: 52 MB for 3600 features each."""
-    mutual = mutual_pairs(query.features, candidate.features)
-    matches = mutual.reference_count(config.min_cosine)
-    pairs = mutual.above(config.min_cosine)
-    weights = pair_weights(pairs, query.reliability, candidate.reliability, cosine_weight=config.cosine_weight)
-    local_score = weights.double().sum().item()
+
+def compare(query: LocalSide, candidates: Sequence[LocalSide], config: RerankConfig) -> Comparison:
+    """Match a query with some candidates, in the memory of one block of cosines; see `matching.match_block`."""
+    pairs = match_block(query.features, [candidate.features for candidate in candidates], min_cosine=config.min_cosine)
+    weights = pair_weights(pairs, query, candidates, cosine_weight=config.cosine_weight)
+    matches = pairs.counts
+    local = np.bincount(pairs.place, weights=weights.astype(np.float64), minlength=len(candidates)).astype(np.float64)
     if config.mode == "count":
-        local_score = float(matches)
+        lone = [
+            place for place in np.flatnonzero(matches == 1).tolist() if is_lone_pair(query.features, candidates[place].features)
+        ]
+        matches[lone] = 0
+        local = matches.astype(np.float64)
     elif config.mode == "adaptive":
-        local_score = bounded_similarity(local_score, query.reliability, candidate.reliability)
-    return Comparison(matches=matches, local_score=local_score, pairs=pairs, weights=weights)
+        local = bounded_similarity(local, query, candidates)
+    return Comparison(matches=matches.astype(np.int32), local_scores=local, pairs=pairs, weights=weights)
 
 
 def pair_weights(
-    pairs: Pairs,
-    query_reliability: Float[Tensor, " Q"],
-    candidate_reliability: Float[Tensor, " C"],
-    *,
-    cosine_weight: bool,
-) -> Float[Tensor, " p"]:
+    pairs: Matches, query: LocalSide, candidates: Sequence[LocalSide], *, cosine_weight: bool
+) -> Float32[np.ndarray, " p"]:
     """Weigh each pair by sqrt(R_q R_c), times its cosine if asked. Their sum is S_l."""
-    weights = (query_reliability[pairs.query] * candidate_reliability[pairs.candidate]).sqrt()
+    starts = np.cumsum([0, *(len(candidate.reliability) for candidate in candidates)])[:-1]
+    of_candidates = np.concatenate([candidate.reliability for candidate in candidates]) if candidates else np.empty(0, np.uint8)
+    of_pair = of_candidates[starts[pairs.place] + pairs.candidate].astype(np.float32) / 255
+    weights: Float32[np.ndarray, " p"] = np.sqrt(query.reliability[pairs.query].astype(np.float32) / 255 * of_pair)
     return weights * pairs.cosine if cosine_weight else weights
 
 
 def bounded_similarity(
-    local_similarity: float, query_reliability: Float[Tensor, " Q"], candidate_reliability: Float[Tensor, " C"]
-) -> float:
+    local_similarity: Float64[np.ndarray, " K"], query: LocalSide, candidates: Sequence[LocalSide]
+) -> Float64[np.ndarray, " K"]:
     """Scale S_l to S'_l in 0..1, so that it depends neither on the number of features nor on what a photo shows.
 
     S'_l = S_l / sqrt(sum R_q * sum R_c): at most 1 by Cauchy-Schwarz, as pairs are one to one. 0 where nothing is reliable.
     """
-    possible = (query_reliability.double().sum() * candidate_reliability.double().sum()).sqrt().item()
-    return local_similarity / possible if possible > 0 else 0.0
+    possible = np.sqrt(np.array([query.total * candidate.total for candidate in candidates]))
+    return np.where(possible > 0, local_similarity / np.where(possible > 0, possible, 1), 0.0)
 
 
 def fused_scores(
@@ -108,7 +121,13 @@ def fused_scores(
     return fused.astype(np.float32)
 
 
-def best_first(scores: Float32[np.ndarray, " K"]) -> Int64[np.ndarray, " K"]:
-    """Order a pool by falling score; of equal ones the globally better comes first."""
+def best_first(scores: Float32[np.ndarray, " K"], config: RerankConfig) -> Int64[np.ndarray, " K"]:
+    """Order a pool by falling score.
+
+    Of equal ones the globally better comes first; in mode `count` the globally worse, as in the reference, which turns around a
+    rising order (there equal ones fall as the sort happens to leave them).
+    """
+    if config.mode == "count":
+        return np.argsort(scores, kind="stable")[::-1].copy()
     order: Int64[np.ndarray, " K"] = np.argsort(-scores, kind="stable")
     return order

@@ -171,7 +171,11 @@ def fingerprint(recipe: Recipe, state: State) -> str:
     Raises:
         ValueError: the weights are not the recipe's.
     """
-    settings = {name: value for name, value in asdict(recipe).items() if (name, value) not in _LATER_SETTINGS}
+    settings = {
+        name: value
+        for name, value in asdict(recipe).items()
+        if (name, value) not in _LATER_SETTINGS and name != "local_precision"  # features of any precision can be compared
+    }
     return digest(settings, fitting_tensors(recipe.name, expected_shapes(recipe), state))
 
 

@@ -1,14 +1,14 @@
-"""The local features of a segment as a Zarr v3 group (`schemas/local_features.py`), written and read through `Storage`.
+"""The local features of a segment as a Zarr v3 array (`schemas/local_features.py`), written and read through `Storage`.
 
 Workers append photo by photo and hold one shard in memory; queries read single photos as small ranges. Anyone with Zarr opens the
-group without this file. What Zarr by itself would pass over is an error here: it reads what is missing as zeros.
+array without this file. What Zarr by itself would pass over is an error here: it reads what is missing as zeros.
 """
 
 import asyncio
 import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import google_crc32c
 import numpy as np
@@ -20,7 +20,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from infra.storage import Storage
 from infra.tables import READ_THREADS, damaged, get_object, put_object
 from schemas.errors import DamagedError, FormatError, ObjectMissing
-from schemas.local_features import LocalFeatures
+from schemas.local_features import LocalFeatures, Precision, bytes_per_feature, pack, unpack
 from schemas.manifest import ObjectRef
 from schemas.versions import FORMATS, require_readable
 
@@ -28,6 +28,9 @@ AnyArray = zarr.Array[Any]
 
 SHARD_BYTES: Final = 32 * 1024 * 1024
 """Features in one shard object, about, and in the writer's memory."""
+
+SHARD_PHOTOS: Final = 2048
+"""The most photos in one: its index takes 16 bytes for each, also for those that are not there."""
 
 INDEX_ENTRY_BYTES: Final = 16
 CRC_BYTES: Final = 4
@@ -38,34 +41,44 @@ class LocalFeaturesWriter:
 
     Args:
         storage: where to.
-        path: of the group, where nothing is yet.
+        path: of the array, where nothing is yet.
         features_per_photo: K, the most features a photo can have; fewer are padded with zeros.
         dim: numbers in a feature.
+        precision: how they are stored.
     """
 
-    def __init__(self, storage: Storage, path: str, *, features_per_photo: int, dim: int) -> None:
+    def __init__(self, storage: Storage, path: str, *, features_per_photo: int, dim: int, precision: Precision) -> None:
         self._store = _StorageStore(storage, path, read_only=False)
-        attributes = {"kind": "local_features", "version": FORMATS["local_features"]}
-        self._group = zarr.create_group(self._store, zarr_format=3, attributes=attributes)
-        self._shard_photos = max(1, SHARD_BYTES // (2 * features_per_photo * dim))
-        self._features = self._create_sharded("features", (features_per_photo, dim), np.float16)
-        self._patch = self._create_sharded("patch", (features_per_photo, 2), np.uint8)
-        self._reliability = self._create_sharded("reliability", (features_per_photo,), np.uint8)
         self._features_per_photo = features_per_photo
-        self._waiting: list[LocalFeatures] = []
-        self._count: list[int] = []
+        self._precision: Precision = precision
+        row = (features_per_photo, bytes_per_feature(dim, precision))
+        self._shard_photos = max(1, min(SHARD_PHOTOS, SHARD_BYTES // max(1, math.prod(row))))
+        self._array: AnyArray = zarr.create_array(
+            self._store,
+            shape=(0, *row),
+            dtype=np.dtype(np.uint8),
+            chunks=(1, *row),
+            shards=(self._shard_photos, *row),
+            zarr_format=3,
+            compressors=[Crc32cCodec()],  # codes do not compress; without the checksum a flipped bit is read as it is
+            attributes={
+                "kind": "local_features",
+                "version": FORMATS["local_features"],
+                "dim": dim,
+                "precision": precision,
+            },
+            config={"write_empty_chunks": True},  # so that a chunk that is not there is never right
+        )
+        self._waiting: list[np.ndarray] = []
 
     def append(self, photo: LocalFeatures) -> None:
         """Add the next photo.
 
         Raises:
-            ValueError: it has more than K features.
+            ValueError: it has more than K features, or they are not of the array's precision.
             StorageError: a shard could not be written.
         """
-        if len(photo) > self._features_per_photo:
-            raise ValueError(f"a photo here has at most {self._features_per_photo} features, got {len(photo)}")
-        self._waiting.append(photo)
-        self._count.append(len(photo))
+        self._waiting.append(pack(photo, self._features_per_photo, self._precision))
         if len(self._waiting) == self._shard_photos:
             self._flush()
 
@@ -77,39 +90,11 @@ class LocalFeaturesWriter:
         """
         if self._waiting:
             self._flush()
-        count = np.array(self._count, np.int32)
-        chunk = (max(1, len(count)),)
-        self._create("count", count.shape, count.dtype, chunk=chunk, shard=None)[:] = count
         return [self._store.written[path] for path in sorted(self._store.written)]
 
-    def _create_sharded(self, name: str, row: tuple[int, ...], dtype: type[np.generic]) -> AnyArray:
-        return self._create(name, (0, *row), np.dtype(dtype), chunk=(1, *row), shard=(self._shard_photos, *row))
-
-    def _create(
-        self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, chunk: tuple[int, ...], shard: tuple[int, ...] | None
-    ) -> AnyArray:
-        return self._group.create_array(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=chunk,
-            shards=shard,
-            compressors=[Crc32cCodec()],  # descriptors do not compress; without the checksum a flipped bit is read as it is
-            config={"write_empty_chunks": True},  # so that a chunk that is not there is never right
-        )
-
     def _flush(self) -> None:
-        photos = self._waiting
-        self._features.append(self._padded([photo.features for photo in photos]))
-        self._patch.append(self._padded([photo.patch for photo in photos]))
-        self._reliability.append(self._padded([photo.reliability for photo in photos]))
+        self._array.append(np.stack(self._waiting))
         self._waiting = []
-
-    def _padded(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        block = np.zeros((len(rows), self._features_per_photo, *rows[0].shape[1:]), rows[0].dtype)
-        for place, row in zip(block, rows, strict=True):
-            place[: len(row)] = row
-        return block
 
 
 class LocalFeaturesReader:
@@ -117,29 +102,28 @@ class LocalFeaturesReader:
 
     Args:
         storage: where from.
-        path: of the group.
-        expected: what the receipt says of the group's objects. Those read whole (the metadata and `count`) are checked
-            against it; of all others only ranges are read, and of each range the crc32c is checked.
+        path: of the array, or of a group of format 1.
+        expected: what the receipt says of the objects. Those read whole (the metadata) are checked against it; of all others
+            only ranges are read, and of each range the crc32c is checked.
 
     Raises:
-        DamagedError: metadata or `count` is missing or not what was written.
-        FormatError: another kind of group, or a format this Folio does not read.
+        DamagedError: the metadata is missing or not what was written.
+        FormatError: something else, or a format this Folio does not read.
     """
 
     def __init__(self, storage: Storage, path: str, *, expected: Sequence[ObjectRef] = ()) -> None:
         store = _StorageStore(storage, path, read_only=True, expected={ref.path: ref for ref in expected})
         try:
-            group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
-            _require_kind(dict(group.attrs), where=f"{storage.url}/{path}")
-            self._count: list[int] = np.asarray(_array(group, "count")[:]).tolist()
-            self._features, self._patch, self._reliability = (
-                _ShardedRows(storage, f"{path}/{name}", _array(group, name)) for name in ("features", "patch", "reliability")
+            opened = zarr.open(store, mode="r", zarr_format=3, use_consolidated=False)
+            _require_kind(dict(opened.attrs), where=f"{storage.url}/{path}")
+            self._rows: _PackedRows | _Format1Rows = (
+                _Format1Rows(storage, path, opened) if isinstance(opened, zarr.Group) else _PackedRows(storage, path, opened)
             )
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # whatever Zarr makes of damaged metadata
-            raise damaged(storage, path, f"a Zarr group that cannot be read ({error})", "one as it was written") from error
+            raise damaged(storage, path, f"Zarr metadata that cannot be read ({error})", "what was written") from error
 
     def __len__(self) -> int:
-        return len(self._count)
+        return len(self._rows)
 
     def read(self, rows: Sequence[int]) -> list[LocalFeatures]:
         """Read photos, in the order asked for.
@@ -150,10 +134,46 @@ class LocalFeaturesReader:
         """
         if rows and not 0 <= min(rows) <= max(rows) < len(self):
             raise IndexError(f"rows go from 0 to {len(self) - 1}, got {min(rows)} to {max(rows)}")
+        if len(rows) == 1:
+            return [self._rows.read(rows[0])]
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            return list(pool.map(self._read, rows))
+            return list(pool.map(self._rows.read, rows))
 
-    def _read(self, row: int) -> LocalFeatures:
+
+class _PackedRows:
+    """Format 2: a photo is one chunk of bytes."""
+
+    def __init__(self, storage: Storage, path: str, array: AnyArray) -> None:
+        attributes = dict(array.attrs)
+        self._dim, self._precision = int(attributes["dim"]), cast(Precision, attributes["precision"])  # type: ignore[arg-type]
+        if array.ndim != 3 or array.dtype != np.uint8 or array.shape[2] != bytes_per_feature(self._dim, self._precision):
+            raise ValueError(f"an array of {array.dtype} {array.shape} for features of {self._dim} numbers in {self._precision}")
+        self._length = array.shape[0]
+        self._bytes = _ShardedRows(storage, path, array)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, row: int) -> LocalFeatures:
+        try:
+            return unpack(self._bytes.read(row), self._dim, self._precision)
+        except ValueError as error:
+            raise self._bytes.damaged(row, str(error), "features") from error
+
+
+class _Format1Rows:
+    """Format 1: a photo is a chunk in each of three arrays, and a number in a fourth."""
+
+    def __init__(self, storage: Storage, path: str, group: zarr.Group) -> None:
+        self._count: list[int] = np.asarray(_array(group, "count")[:]).tolist()
+        self._features, self._patch, self._reliability = (
+            _ShardedRows(storage, f"{path}/{name}", _array(group, name)) for name in ("features", "patch", "reliability")
+        )
+
+    def __len__(self) -> int:
+        return len(self._count)
+
+    def read(self, row: int) -> LocalFeatures:
         count = self._count[row]  # what follows is padding; a copy lets go of it
         return LocalFeatures(
             features=self._features.read(row)[:count].copy(),
@@ -180,7 +200,7 @@ class _ShardedRows:
         self._row_shape = array.shape[1:]
         self._dtype = array.dtype
         self._row_bytes = math.prod(self._row_shape) * self._dtype.itemsize
-        self._indexes: dict[int, list[list[int]]] = {}  # shard -> offset and length of each chunk
+        self._indexes: dict[int, np.ndarray] = {}  # shard -> offset and length of each chunk
 
     def read(self, row: int) -> np.ndarray:
         """Read one row; the array is read-only."""
@@ -188,12 +208,16 @@ class _ShardedRows:
         if shard not in self._indexes:
             index_bytes = INDEX_ENTRY_BYTES * self._shard_rows + CRC_BYTES
             index = self._fetch(shard, index_bytes, start=-index_bytes)
-            self._indexes[shard] = np.frombuffer(index, "<u8").reshape(-1, 2).tolist()
-        start, length = self._indexes[shard][place]
+            self._indexes[shard] = np.frombuffer(index, "<u8").reshape(-1, 2)
+        start, length = self._indexes[shard][place].tolist()
         if length != self._row_bytes + CRC_BYTES:  # 2**64 - 1 where Zarr left the chunk out
             raise self._damaged(shard, f"no chunk of {self._row_bytes} bytes for photo {row}", "one")
         data = self._fetch(shard, length, start=start, stop=start + length)
         return np.frombuffer(data, self._dtype).reshape(self._row_shape)
+
+    def damaged(self, row: int, found: str, needed: str) -> DamagedError:
+        """Make the error for a row whose bytes are those written and yet make no sense."""
+        return self._damaged(row // self._shard_rows, f"in photo {row} {found}", needed)
 
     def _fetch(self, shard: int, size_bytes: int, *, start: int, stop: int | None = None) -> bytes:
         try:
@@ -287,7 +311,7 @@ def _array(group: zarr.Group, name: str) -> AnyArray:
 def _require_kind(attributes: Mapping[str, Any], *, where: str) -> None:
     if attributes.get("kind") != "local_features":
         raise FormatError(
-            f"{where}: expected a Zarr group of kind local_features, found {attributes.get('kind', 'no kind')}. "
+            f"{where}: expected a Zarr array of kind local_features, found {attributes.get('kind', 'no kind')}. "
             "Nothing was changed. Check the path."
         )
     require_readable("local_features", int(attributes["version"]), where=where)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fol_model.inference import Encoder
+from fol_model.inference import Encoder, as_stored
 from infra.arrays import LocalFeaturesReader, LocalFeaturesWriter
 from infra.storage import Storage
 from infra.tables import DescriptorReader, read_table
@@ -165,9 +165,11 @@ def copy_partition(
         f"{folder}/{layout.LOCAL_FEATURES}",
         features_per_photo=encoder.max_local_features,
         dim=encoder.local_dim,
+        precision=encoder.local_precision,
     )
     for photo in _local_features(storage, stored, places):
-        writer.append(photo)
+        features = as_stored(photo.features, encoder.local_precision)
+        writer.append(LocalFeatures(features=features, patch=photo.patch, reliability=photo.reliability))
         on_photo()
     return finish_segment(
         storage,

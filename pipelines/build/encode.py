@@ -85,6 +85,7 @@ def encode_partition(
         f"{folder}/{layout.LOCAL_FEATURES}",
         features_per_photo=encoder.max_local_features,
         dim=encoder.local_dim,
+        precision=encoder.local_precision,
     )
     kept: list[int] = []
     rejects: list[dict[str, Any]] = []

@@ -12,6 +12,7 @@ import numpy as np
 
 from fol_model.inference import Encoder
 from schemas.errors import PlanError
+from schemas.local_features import bytes_per_feature
 from schemas.manifest import decode_document
 from schemas.versions import FORMATS
 
@@ -107,7 +108,7 @@ def decode_plan(data: bytes, *, where: str) -> BuildPlan:
 
 def bytes_per_photo(encoder: Encoder) -> int:
     """Count what one photo takes in the store at most: descriptor, local features with patch and reliability, and its row."""
-    per_feature = 2 * encoder.local_dim + 2 + 1
+    per_feature = bytes_per_feature(encoder.local_dim, encoder.local_precision)
     return 2 * encoder.descriptor_dim + encoder.max_local_features * per_feature + 400
 
 

@@ -153,7 +153,7 @@ class QueryWorker:
         return Answer(
             candidates=reranked + rest,
             pool_size=pool,
-            matched_patches=ranked.matched_patches[int(ranked.order[0])],
+            matched_patches=ranked.matched_patches,
             map=opened,
         )
 

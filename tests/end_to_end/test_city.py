@@ -225,13 +225,17 @@ def test_the_map_opens_without_our_code(city: City) -> None:
     descriptors = np.stack(pq.read_table(folder / "descriptors.parquet")["descriptor"].to_numpy(zero_copy_only=False)).astype(
         "f4"
     )
-    local = zarr.open_group(folder / "local_features.zarr", mode="r")
+    local = zarr.open_array(folder / "local_features.zarr", mode="r")
     assert frame.crs.to_epsg() == 4326 or frame.crs.to_string() == "OGC:CRS84"
-    assert len(frame) == len(descriptors) == local["features"].shape[0] == entry["rows"]
+    assert len(frame) == len(descriptors) == local.shape[0] == entry["rows"]
     np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=2e-3)
-    n = int(local["count"][0])
-    np.testing.assert_allclose(np.linalg.norm(local["features"][0, :n].astype("f4"), axis=1), 1, atol=2e-3)
-    assert not local["features"][0, n:].any()
+    photo, is_feature = local[0], local[0][:, -1] == 1
+    codes, patch, reliability = photo[is_feature, :-4].view("i1"), photo[is_feature, -4:-2], photo[is_feature, -2]
+    assert local.attrs["precision"] == "int8"
+    assert codes.shape == (103, 128)
+    assert (np.abs(codes).max(axis=1) == 127).all()
+    assert (patch.max(), reliability.max()) == (15, 255)
+    assert not photo[~is_feature].any()
 
     index = manifest["index"]
     quantizer = faiss.read_index(str(city.map / index["quantizer"]["path"]))

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 
 from fol_model.config import RerankConfig
 from fol_model.inference import EncodedPhoto
+from fol_model.matching import to_codes
 from infra import arrays, tables
 from infra.settings import Settings
 from pipelines.build import build
@@ -33,7 +34,7 @@ PARTITION: Final = PartitionConfig(min_photos=16, pieces=3)
 class NoiseEncoder:
     """Stands in for the network. `features` is the most local features a photo can have; each has one less."""
 
-    local_dim, batch_size, grid_side = 128, 1, 16
+    local_dim, local_precision, batch_size, grid_side = 128, "int8", 1, 16
     fingerprint, trained, decode_side, weight_bytes = "0f" * 32, False, None, 0
     recipe = SimpleNamespace(name="tiny", input_size=224)
     reranking = RerankConfig()
@@ -55,7 +56,7 @@ class NoiseEncoder:
         features = random.normal(size=(self.max_local_features - 1, self.local_dim))
         return EncodedPhoto(
             descriptor=(descriptor / np.linalg.norm(descriptor)).astype(np.float32),
-            features=(features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16),
+            features=to_codes(features / np.linalg.norm(features, axis=1, keepdims=True)),
             patch=random.integers(0, 16, (len(features), 2), np.uint8),
             reliability=random.integers(1, 256, len(features), np.uint8),
         )

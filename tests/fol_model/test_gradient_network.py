@@ -17,7 +17,7 @@ from fol_model.preprocessing import normalised
 from fol_model.recipes import folio_small, tiny
 from fol_model.training.start import fitted_start, k_means, principal_components
 from fol_model.vlad import VladAggregator
-from fol_model.weights import build
+from fol_model.weights import build, network_names
 
 SIDE = 128
 
@@ -151,10 +151,11 @@ def test_k_means_centres_are_the_means_of_what_is_nearest() -> None:
     torch.testing.assert_close(centres, means, atol=0.02, rtol=0)
 
 
-def test_local_features_are_chosen_on_every_second_row_and_column(fitted: FoL) -> None:
-    seen = fitted.extract(pictures(1, seed=8))
+def test_local_features_may_be_chosen_on_every_second_row_and_column_only(fitted: FoL) -> None:
+    recipe = replace(small(), local_patch_step=2)
+    seen = build(recipe, network_names(fitted.state_dict())).extract(pictures(1, seed=8))
 
-    assert len(seen.local_features[0]) == small().max_local_features == 26  # 40 % of 8 x 8
+    assert len(seen.local_features[0]) == recipe.max_local_features == 26  # 40 % of 8 x 8
     assert not (seen.patches[0] % 2).any()
 
 
@@ -169,4 +170,4 @@ def test_the_default_weights_come_with_folio_and_are_trained() -> None:
     encoder: Encoder = open_encoder("folio-small", weights=None, device="cpu")
 
     assert encoder.trained
-    assert (encoder.recipe.mode, encoder.descriptor_dim, encoder.max_local_features) == ("folpp", 8448, 160)
+    assert (encoder.recipe.mode, encoder.descriptor_dim, encoder.max_local_features) == ("folpp", 8448, 640)

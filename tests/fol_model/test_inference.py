@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from safetensors.torch import save_file
 
 from fol_model.config import PoolConfig, RerankConfig
-from fol_model.inference import DRAWN_PAIRS, EncodedPhoto, Encoder, Reranked, Reranker, open_encoder, use_threads
+from fol_model.inference import DRAWN_PAIRS, EncodedPhoto, Encoder, Reranked, Reranker, as_stored, open_encoder, use_threads
 from fol_model.recipes import fol_vits14, tiny
 from fol_model.weights import seeded_weights
 from schemas.local_features import LocalFeatures
@@ -52,7 +52,8 @@ def test_a_photo_becomes_a_descriptor_and_103_local_features(tiny_encoder: Encod
     assert encoded.descriptor.shape == (tiny_encoder.descriptor_dim,) == (8448,)
     assert np.linalg.norm(encoded.descriptor) == pytest.approx(1, abs=1e-5)
     assert encoded.features.shape == (tiny_encoder.max_local_features, tiny_encoder.local_dim) == (103, 128)
-    np.testing.assert_allclose(np.linalg.norm(encoded.features.astype(np.float32), axis=1), 1, atol=2e-3)
+    assert encoded.features.dtype == np.int8
+    assert (np.abs(encoded.features).max(axis=1) == 127).all()
     assert len(np.unique(encoded.patch, axis=0)) == 103
     assert encoded.patch.max() < tiny_encoder.grid_side == 16
 
@@ -179,14 +180,15 @@ def test_the_candidate_that_shows_the_same_comes_first(tiny_encoder: Encoder, mo
 
 
 def test_matched_patches_are_the_strongest_pairs_each_once(tiny_encoder: Encoder):
-    for patches, matches in zip(*((r := rerank(tiny_encoder, RerankConfig())).matched_patches, r.matches), strict=True):
-        assert len(patches) == min(matches, DRAWN_PAIRS)
-        assert len(np.unique(patches, axis=0)) == len(patches)
+    reranked = rerank(tiny_encoder, RerankConfig())
+
+    assert len(reranked.matched_patches) == min(reranked.matches[reranked.order[0]], DRAWN_PAIRS)
+    assert len(np.unique(reranked.matched_patches, axis=0)) == len(reranked.matched_patches)
 
 
 def test_a_photo_moved_by_one_patch_matches_one_patch_further(tiny_encoder: Encoder):
     """Columns wrap around: the photo was rolled by 14 pixels."""
-    patches = rerank(tiny_encoder, RerankConfig()).matched_patches[2].astype(int)
+    patches = rerank(tiny_encoder, RerankConfig()).matched_patches.astype(int)
 
     moved_by_one = (patches[:, 0] == patches[:, 2]) & ((patches[:, 1] + 1) % 16 == patches[:, 3])
     assert moved_by_one.mean() > 0.5
@@ -195,7 +197,7 @@ def test_a_photo_moved_by_one_patch_matches_one_patch_further(tiny_encoder: Enco
 def test_equal_candidates_keep_their_global_order(tiny_encoder: Encoder):
     query, moved, *_ = similar_photos(tiny_encoder)
 
-    reranked = Reranker(RerankConfig(mode="count")).rerank(query, [moved, moved, moved], np.array([0.9, 0.8, 0.7]))
+    reranked = Reranker(RerankConfig(mode="paper")).rerank(query, [moved, moved, moved], np.array([0.9, 0.9, 0.9]))
 
     assert reranked.order.tolist() == [0, 1, 2]
 
@@ -217,7 +219,7 @@ def test_an_empty_pool_and_photos_without_features_are_fine(tiny_encoder: Encode
     assert reranker.rerank(query, [], np.empty(0)).order.shape == (0,)
     reranked = reranker.rerank(query, [blank], np.array([0.5]))
     assert (reranked.matches.tolist(), reranked.local_scores.tolist()) == ([0], [0])
-    assert reranked.matched_patches[0].shape == (0, 4)
+    assert reranked.matched_patches.shape == (0, 4)
 
 
 def test_stored_local_features_are_taken_as_they_are(tiny_encoder: Encoder):
@@ -230,6 +232,26 @@ def test_stored_local_features_are_taken_as_they_are(tiny_encoder: Encoder):
     from_store = Reranker(RerankConfig()).rerank(stored(query), [stored(one) for one in pool], cosines)
 
     assert from_store.scores.tobytes() == Reranker(RerankConfig()).rerank(query, pool, cosines).scores.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("query_form", "stored_form"), [("int8", "float16"), ("int8", "int4"), ("float32", "int8"), ("float32", "int4")]
+)
+def test_features_stored_in_another_precision_are_compared_all_the_same(tiny_encoder: Encoder, query_form: Any, stored_form: Any):
+    """As in a map that an earlier Folio began. Rounding to four bits costs some matches, the others next to none."""
+
+    def stored(one: EncodedPhoto, precision: Any) -> LocalFeatures:
+        floats = one.features / np.linalg.norm(one.features.astype(np.float32), axis=1, keepdims=True)
+        return LocalFeatures(features=as_stored(floats, precision), patch=one.patch, reliability=one.reliability)
+
+    query, *pool = similar_photos(tiny_encoder)
+    cosines = np.array([0.3, 0.2, 0.1])
+
+    same = Reranker(RerankConfig()).rerank(query, pool, cosines)
+    mixed = Reranker(RerankConfig()).rerank(stored(query, query_form), [stored(one, stored_form) for one in pool], cosines)
+
+    assert mixed.order.tolist() == same.order.tolist()
+    np.testing.assert_allclose(mixed.local_scores, same.local_scores, atol=0.1 if stored_form == "int4" else 0.01)
 
 
 def test_more_candidates_than_cosines_are_refused(tiny_encoder: Encoder):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fol_model.config import Recipe, RerankConfig
 from fol_model.local_decoder import most_confident
-from fol_model.matching import count_mutual_matches
+from fol_model.matching import Features, count_mutual_matches
 from fol_model.network import FoL
 from fol_model.recipes import fol_vitb14, fol_vitl14, fol_vits14, recipe_named, tiny
 from fol_model.reliability import ReliabilityBranch, tapped_blocks
@@ -71,13 +71,15 @@ def test_an_untrained_branch_orders_patches_and_candidates_as_fol_does(images: T
 
     sight, seen = network(images), network.extract(images)
     kept = tiny().kept_patches(256)
-    sides = [LocalSide(features=f, reliability=r) for f, r in zip(seen.local_features, seen.reliability, strict=True)]
-    by_weight = compare(sides[0], sides[1], RerankConfig(mode="paper", cosine_weight=False, min_cosine=0.2))
+    assert all((reliability == 0.5).all() for reliability in seen.reliability)
+    stored = np.full(kept, 128, np.uint8)
+    sides = [LocalSide(features=Features(vectors=features), reliability=stored) for features in seen.local_features]
+    by_weight = compare(sides[0], sides[1:2], RerankConfig(mode="paper", cosine_weight=False, min_cosine=0.2))
 
     assert torch.equal(sight.mask.flatten(1), most_confident(sight.mass, kept))
-    matches = count_mutual_matches(sides[0].features, sides[1].features, min_cosine=0.2)
+    matches = count_mutual_matches(*seen.local_features[:2], min_cosine=0.2)
     assert matches > 1
-    assert by_weight.local_score == pytest.approx(0.5 * matches)
+    assert by_weight.local_scores.tolist() == pytest.approx([128 / 255 * matches])
 
 
 def test_the_mask_is_the_mean_of_salience_and_reliability(images: Tensor) -> None:

@@ -9,67 +9,101 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fol_model.config import RerankConfig
+from fol_model.matching import Features, from_stored
 from fol_model.reranking import LocalSide, best_first, bounded_similarity, compare, fused_scores
 
 ADAPTIVE, COUNT, PAPER = RerankConfig(mode="adaptive"), RerankConfig(mode="count"), RerankConfig(mode="paper", gamma=10.0)
 
 
-def side(reliability: list[float], *, dim: int = 4) -> LocalSide:
+def side(reliability: list[int], *, dim: int = 4) -> LocalSide:
     """Features along the axes, so that equal places match with cosine 1 and others with 0."""
-    return LocalSide(features=torch.eye(dim)[: len(reliability)], reliability=torch.tensor(reliability))
+    return LocalSide(features=Features(vectors=torch.eye(dim)[: len(reliability)]), reliability=np.array(reliability, np.uint8))
+
+
+def local_score(query: LocalSide, candidate: LocalSide, config: RerankConfig) -> float:
+    return float(compare(query, [candidate], config).local_scores[0])
 
 
 def test_matches_add_the_geometric_mean_of_their_reliabilities():
-    """sqrt(1 * 0.25) + sqrt(0.16 * 1) = 0.5 + 0.4."""
-    comparison = compare(side([1.0, 0.16]), side([0.25, 1.0]), PAPER)
+    """sqrt(1 * 0.2) + sqrt(0.8 * 1)."""
+    comparison = compare(side([255, 204]), [side([51, 255])], PAPER)
 
-    assert comparison.matches == 2
-    assert comparison.local_score == pytest.approx(0.9)
+    assert comparison.matches.tolist() == [2]
+    assert comparison.local_scores.tolist() == pytest.approx([0.2**0.5 + 0.8**0.5])
 
 
 def test_the_cosine_of_a_match_counts_unless_it_is_switched_off():
     """Two matches, one with cosine 1, one with 0.8."""
-    query = side([1.0, 1.0])
-    turned = torch.tensor([[1.0, 0, 0, 0], [0, 0.8, 0.6, 0]])
-    candidate = LocalSide(features=turned, reliability=torch.ones(2))
+    query = side([255, 255])
+    turned = Features(vectors=torch.tensor([[1.0, 0, 0, 0], [0, 0.8, 0.6, 0]]))
+    candidate = LocalSide(features=turned, reliability=np.array([255, 255], np.uint8))
 
-    assert compare(query, candidate, PAPER).local_score == pytest.approx(1.8)
-    assert compare(query, candidate, replace(PAPER, cosine_weight=False)).local_score == pytest.approx(2.0)
+    assert local_score(query, candidate, PAPER) == pytest.approx(1.8)
+    assert local_score(query, candidate, replace(PAPER, cosine_weight=False)) == pytest.approx(2.0)
 
 
 def test_equal_reliability_without_cosines_orders_as_the_count_does():
-    """Every match adds the same 0.5."""
+    """Every match adds the same 0.2; candidates of several sizes lie side by side."""
     config = replace(PAPER, cosine_weight=False)
-    similarities = [compare(side([0.5] * 4), side([0.5] * n), config).local_score for n in (2, 3, 4)]
+    compared = compare(side([51] * 4), [side([51] * n) for n in (2, 3, 0, 4)], config)
 
-    assert similarities == pytest.approx([1.0, 1.5, 2.0])
+    assert compared.local_scores.tolist() == pytest.approx([0.4, 0.6, 0.0, 0.8])
 
 
 def test_a_photo_is_as_similar_to_itself_as_can_be():
-    itself = side([1.0, 0.3, 0.7])
+    itself = side([255, 80, 180])
 
-    assert compare(itself, itself, ADAPTIVE).local_score == pytest.approx(1.0)
+    assert local_score(itself, itself, ADAPTIVE) == pytest.approx(1.0)
 
 
 def test_a_photo_without_features_or_reliability_has_no_similarity():
-    assert compare(side([]), side([1.0]), ADAPTIVE).local_score == 0
-    assert compare(side([0.0, 0.0]), side([1.0, 1.0]), ADAPTIVE).local_score == 0
+    assert local_score(side([]), side([255]), ADAPTIVE) == 0
+    assert local_score(side([255]), side([]), ADAPTIVE) == 0
+    assert local_score(side([0, 0]), side([255, 255]), ADAPTIVE) == 0
+    assert compare(side([255]), [], ADAPTIVE).local_scores.tolist() == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), min_size=1, max_size=30))
 def test_the_bounded_similarity_stays_between_0_and_1(reliabilities: list[tuple[int, int]]):
-    """All features match perfectly, the most that S_l can be; reliabilities are steps of 1/255, as stored."""
-    query, candidate = (torch.tensor(side) / 255 for side in zip(*reliabilities, strict=True))
-    most = (query * candidate).sqrt().double().sum().item()
+    """All features match perfectly, the most that S_l can be."""
+    query, candidate = (side(list(values), dim=len(values)) for values in zip(*reliabilities, strict=True))
+    most = np.sqrt(query.reliability / 255 * (candidate.reliability / 255)).sum(keepdims=True)
 
-    assert 0 <= bounded_similarity(most, query, candidate) <= 1 + 1e-6
+    assert 0 <= bounded_similarity(most, query, [candidate])[0] <= 1 + 1e-6
+
+
+def test_a_lone_pair_counts_nothing_in_mode_count_and_one_elsewhere():
+    """Also beside a candidate with two pairs; a lone pair is one that is alone whatever the least cosine."""
+    candidates = [side([255]), side([255, 255])]
+
+    assert compare(side([255, 255]), candidates, COUNT).local_scores.tolist() == [0, 2]
+    assert compare(side([255, 255]), candidates, PAPER).matches.tolist() == [1, 2]
+
+
+def test_codes_and_floats_of_the_same_features_score_alike():
+    """What rounding to a byte costs."""
+    random = np.random.default_rng(0)
+    floats = random.normal(size=(2, 40, 64)).astype(np.float32)
+    floats[1, :20] = floats[0, :20] + random.normal(scale=0.3, size=(20, 64))
+    floats /= np.linalg.norm(floats, axis=2, keepdims=True)
+    reliability = np.full(40, 200, np.uint8)
+    exact, coded = (
+        [
+            LocalSide(features=from_stored(one, as_codes=codes, device=torch.device("cpu")), reliability=reliability)
+            for one in floats
+        ]
+        for codes in (False, True)
+    )
+
+    assert compare(exact[0], [exact[1]], PAPER).matches[0] == compare(coded[0], [coded[1]], PAPER).matches[0] == 20
+    assert local_score(exact[0], exact[1], ADAPTIVE) == pytest.approx(local_score(coded[0], coded[1], ADAPTIVE), abs=1e-3)
 
 
 def test_mode_count_scores_by_matches_alone():
     scores = fused_scores(COUNT, np.array([0.9, 0.8, 0.1]), np.array([3.0, 7.0, 5.0]))
 
     assert scores.tolist() == [3, 7, 5]
-    assert best_first(scores).tolist() == [1, 2, 0]
+    assert best_first(scores, COUNT).tolist() == [1, 2, 0]
 
 
 def test_mode_paper_adds_gamma_times_the_cosine():
@@ -80,18 +114,19 @@ def test_mode_paper_adds_gamma_times_the_cosine():
 
 
 def test_mode_adaptive_lets_local_evidence_decide_where_the_global_ranking_is_level():
-    """The background of 0.5 and 0.4 is 0.45, and a local similarity weighs 0.4."""
-    scores = fused_scores(ADAPTIVE, np.array([0.8, 0.8, 0.5, 0.4]), np.array([0.1, 0.6]))
+    """The background of 0.5 and 0.4 is 0.45."""
+    config = replace(ADAPTIVE, local_weight=0.5)
+    scores = fused_scores(config, np.array([0.8, 0.8, 0.5, 0.4]), np.array([0.1, 0.6]))
 
-    assert scores.tolist() == pytest.approx([0.35 + 0.04, 0.35 + 0.24])
-    assert best_first(scores).tolist() == [1, 0]
+    assert scores.tolist() == pytest.approx([0.35 + 0.05, 0.35 + 0.3])
+    assert best_first(scores, config).tolist() == [1, 0]
 
 
 def test_mode_adaptive_keeps_a_clear_global_winner_unless_local_evidence_is_overwhelming():
-    cosines = np.array([0.9, 0.6, 0.5, 0.3])
+    config, cosines = replace(ADAPTIVE, local_weight=0.5), np.array([0.9, 0.6, 0.5, 0.3])
 
-    assert best_first(fused_scores(ADAPTIVE, cosines, np.array([0.1, 0.6]))).tolist() == [0, 1]
-    assert best_first(fused_scores(ADAPTIVE, cosines, np.array([0.1, 0.9]))).tolist() == [1, 0]
+    assert best_first(fused_scores(config, cosines, np.array([0.1, 0.6])), config).tolist() == [0, 1]
+    assert best_first(fused_scores(config, cosines, np.array([0.1, 0.9])), config).tolist() == [1, 0]
 
 
 def test_a_photo_with_nothing_in_common_scores_about_nothing_in_mode_adaptive():
@@ -99,5 +134,9 @@ def test_a_photo_with_nothing_in_common_scores_about_nothing_in_mode_adaptive():
     assert fused_scores(ADAPTIVE, np.array([]), np.array([])).tolist() == []
 
 
-def test_equal_scores_keep_the_global_order():
-    assert best_first(np.array([2, 5, 2, 5, 2], np.float32)).tolist() == [1, 3, 0, 2, 4]
+def test_equal_scores_keep_the_global_order_but_in_mode_count_they_turn_it_around():
+    """As the reference does, which sorts by rising score and reads it backwards."""
+    scores = np.array([2, 5, 2, 5, 2], np.float32)
+
+    assert best_first(scores, ADAPTIVE).tolist() == best_first(scores, PAPER).tolist() == [1, 3, 0, 2, 4]
+    assert best_first(scores, COUNT).tolist() == [3, 1, 4, 2, 0]

@@ -1,6 +1,7 @@
 """Local features go out and come back unchanged; what Zarr would read as zeros or as noise is noticed."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from infra import arrays
 from infra.arrays import LocalFeaturesReader, LocalFeaturesWriter
 from infra.storage import Storage
 from schemas.errors import DamagedError, FormatError
-from schemas.local_features import LocalFeatures
+from schemas.local_features import LocalFeatures, Precision
 from schemas.manifest import ObjectRef
 
 K, DIM = 6, 8
@@ -20,14 +21,15 @@ COUNTS = [6, 0, 3, 1, 6, 2, 0]
 
 @pytest.fixture(autouse=True)
 def three_photos_a_shard(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(arrays, "SHARD_BYTES", 3 * K * DIM * 2)
+    monkeypatch.setattr(arrays, "SHARD_BYTES", 3 * K * (DIM + 4))
 
 
-def photo(number: int, count: int) -> LocalFeatures:
+def photo(number: int, count: int, precision: Precision = "int8") -> LocalFeatures:
     random = np.random.default_rng(number)
     features = random.normal(size=(count, DIM))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
     return LocalFeatures(
-        features=(features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16),
+        features=np.rint(features * 7).astype(np.int8) if precision.startswith("int") else features.astype(precision),
         patch=random.integers(0, 16, (count, 2), np.uint8),
         reliability=random.integers(0, 256, count, np.uint8),
     )
@@ -36,8 +38,13 @@ def photo(number: int, count: int) -> LocalFeatures:
 PHOTOS = [photo(number, count) for number, count in enumerate(COUNTS)]
 
 
-def write(storage: Storage, path: str = "s/local_features.zarr", photos: list[LocalFeatures] = PHOTOS) -> list[ObjectRef]:
-    writer = LocalFeaturesWriter(storage, path, features_per_photo=K, dim=DIM)
+def write(
+    storage: Storage,
+    path: str = "s/local_features.zarr",
+    photos: list[LocalFeatures] = PHOTOS,
+    precision: Precision = "int8",
+) -> list[ObjectRef]:
+    writer = LocalFeaturesWriter(storage, path, features_per_photo=K, dim=DIM, precision=precision)
     for one in photos:
         writer.append(one)
     return writer.close()
@@ -61,11 +68,43 @@ def test_photos_come_back_in_the_order_asked_for(storage: Storage):
         reader.read([0, 7])
 
 
+@pytest.mark.parametrize("precision", ["int4", "int8", "float16", "float32"])
+def test_features_of_every_precision_come_back_unchanged(local: Storage, precision: Precision):
+    photos = [photo(number, count, precision) for number, count in enumerate(COUNTS)]
+    refs = write(local, photos=photos, precision=precision)
+
+    found = LocalFeaturesReader(local, "s/local_features.zarr", expected=refs).read(range(len(photos)))
+
+    assert all(same(one, other) for one, other in zip(found, photos, strict=True))
+
+
+def test_features_of_another_precision_are_refused(local: Storage):
+    with pytest.raises(ValueError, match="float16 cannot be stored as int8"):
+        write(local, photos=[photo(0, 1, "float16")])
+    with pytest.raises(ValueError, match="from -7 to 7"):
+        write(local, "t", photos=[replace(photo(0, 1), features=np.full((1, DIM), 8, np.int8))], precision="int4")
+
+
+def test_one_photo_is_one_small_request(local: Storage, monkeypatch: pytest.MonkeyPatch):
+    """After the first, which also asks for the index of the shard."""
+    reader = LocalFeaturesReader(local, "s/local_features.zarr", expected=write(local))
+    asked: list[int] = []
+    get = local.get
+    monkeypatch.setattr(local, "get", lambda path, **where: asked.append(len(data := get(path, **where))) or data)
+
+    reader.read([0])
+    reader.read([1])
+    reader.read([2])
+
+    record = K * (DIM + 4) + 4
+    assert asked == [3 * 16 + 4, record, record, record]
+
+
 def test_close_names_every_object_with_its_size_and_sha256(local: Storage):
     refs = write(local)
 
     assert [ref.path for ref in refs] == [info.path for info in local.list()]
-    assert "s/local_features.zarr/features/c/2/0/0" in [ref.path for ref in refs]  # 7 photos, 3 a shard
+    assert "s/local_features.zarr/c/2/0/0" in [ref.path for ref in refs]  # 7 photos, 3 a shard
     for ref in refs:
         data = local.get(ref.path)
         assert (ref.size_bytes, ref.sha256) == (len(data), hashlib.sha256(data).hexdigest())
@@ -88,23 +127,22 @@ def test_a_segment_of_no_photos_or_photos_without_features_is_a_segment(local: S
 
 
 def test_more_features_than_announced_are_refused(local: Storage):
-    writer = LocalFeaturesWriter(local, "s", features_per_photo=K, dim=DIM)
+    writer = LocalFeaturesWriter(local, "s", features_per_photo=K, dim=DIM, precision="int8")
 
     with pytest.raises(ValueError, match="at most 6 features, got 7"):
         writer.append(photo(0, 7))
 
 
-def test_zarr_alone_opens_the_group(local: Storage, tmp_path: Path):
+def test_zarr_alone_opens_the_array(local: Storage, tmp_path: Path):
     write(local)
 
-    group = zarr.open_group(tmp_path / "map/s/local_features.zarr", mode="r")
+    array = zarr.open_array(tmp_path / "map/s/local_features.zarr", mode="r")
 
-    assert dict(group.attrs) == {"kind": "local_features", "version": 1}
-    assert group["count"][:].tolist() == COUNTS
-    assert group["features"].shape == (7, K, DIM)
-    assert group["features"].chunks == (1, K, DIM)
-    assert np.array_equal(group["features"][2, :3], PHOTOS[2].features)
-    assert not group["features"][2, 3:].any()
+    assert dict(array.attrs) == {"kind": "local_features", "version": 2, "dim": DIM, "precision": "int8"}
+    assert (array.shape, array.chunks) == ((7, K, DIM + 4), (1, K, DIM + 4))
+    assert array[:, :, -1].sum(axis=1).tolist() == COUNTS
+    assert np.array_equal(array[2, :3, :DIM].view(np.int8), PHOTOS[2].features)
+    assert not array[2, 3:].any()
 
 
 def test_any_flipped_bit_is_noticed_in_every_object(local: Storage):
@@ -122,7 +160,7 @@ def test_any_flipped_bit_is_noticed_in_every_object(local: Storage):
 
 
 def test_a_truncated_or_missing_shard_is_noticed_with_its_name(local: Storage):
-    shards = [ref for ref in write(local) if "/c/" in ref.path and "/count/" not in ref.path]
+    shards = [ref for ref in write(local) if "/c/" in ref.path]
     for ref in shards:
         data = local.get(ref.path)
         for kept in (data[:-5], data[5:], b""):
@@ -133,24 +171,32 @@ def test_a_truncated_or_missing_shard_is_noticed_with_its_name(local: Storage):
         with pytest.raises(DamagedError, match=f"{ref.path}: found nothing"):
             LocalFeaturesReader(local, "s/local_features.zarr").read(range(7))
         local.put(ref.path, data)
-    assert len(shards) == 9
+    assert len(shards) == 3
 
 
 def test_a_chunk_dropped_from_inside_its_shard_is_noticed(local: Storage, tmp_path: Path):
     """Zarr drops a chunk that is overwritten with zeros, with good checksums all around."""
     write(local)
-    zarr.open_group(tmp_path / "map/s/local_features.zarr")["features"][4] = 0
+    zarr.open_array(tmp_path / "map/s/local_features.zarr")[4] = 0
 
     reader = LocalFeaturesReader(local, "s/local_features.zarr")
 
     assert same(reader.read([3])[0], PHOTOS[3])
-    with pytest.raises(DamagedError, match="features/c/1/0/0: found no chunk of 96 bytes for photo 4, needed one"):
+    with pytest.raises(DamagedError, match="zarr/c/1/0/0: found no chunk of 72 bytes for photo 4, needed one"):
         reader.read([3, 4])
 
 
-@pytest.mark.parametrize("name", ["zarr.json", "count/zarr.json", "count/c/0", "patch/zarr.json"])
-def test_missing_metadata_is_noticed(local: Storage, name: str):
+def test_bytes_that_are_no_features_are_noticed_whatever_their_checksum(local: Storage, tmp_path: Path):
+    write(local)
+    zarr.open_array(tmp_path / "map/s/local_features.zarr")[4, 2] = 9
+
+    with pytest.raises(DamagedError, match="zarr/c/1/0/0: found in photo 4"):
+        LocalFeaturesReader(local, "s/local_features.zarr").read([4])
+
+
+def test_missing_metadata_is_noticed(local: Storage):
     refs = write(local)
+    name = "zarr.json"
     local.delete(f"s/local_features.zarr/{name}")
 
     with pytest.raises(DamagedError, match=r"s/local_features\.zarr"):
@@ -159,13 +205,13 @@ def test_missing_metadata_is_noticed(local: Storage, name: str):
         LocalFeaturesReader(local, "s/local_features.zarr", expected=refs)
 
 
-def test_another_group_or_a_newer_format_is_refused(local: Storage, tmp_path: Path):
+def test_another_array_or_a_newer_format_is_refused(local: Storage, tmp_path: Path):
     write(local)
-    group = zarr.open_group(tmp_path / "map/s/local_features.zarr")
+    array = zarr.open_array(tmp_path / "map/s/local_features.zarr")
 
-    group.attrs["version"] = 2
-    with pytest.raises(FormatError, match="local_features format 2 was found"):
+    array.attrs["version"] = 3
+    with pytest.raises(FormatError, match="local_features format 3 was found"):
         LocalFeaturesReader(local, "s/local_features.zarr")
-    group.attrs["kind"] = "other"
+    array.attrs["kind"] = "other"
     with pytest.raises(FormatError, match="found other"):
         LocalFeaturesReader(local, "s/local_features.zarr")

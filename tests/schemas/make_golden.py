@@ -18,6 +18,7 @@ from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import write_table
 from pipelines import ivfpq
+from schemas.local_features import bytes_per_feature
 from schemas.manifest import encode_json
 from schemas.versions import FORMATS
 from tests.schemas import samples
@@ -50,10 +51,12 @@ def write_sample(storage: Storage, kind: str, name: str) -> None:
 
 def write_local_features(storage: Storage, name: str) -> None:
     """Write the sample's photos, two in a shard: at the usual size the index of a shard alone would take megabytes."""
-    size = {"features_per_photo": samples.FEATURES_PER_PHOTO, "dim": samples.LOCAL_DIM}
-    with patch.object(arrays, "SHARD_BYTES", 2 * 2 * samples.FEATURES_PER_PHOTO * samples.LOCAL_DIM):
-        writer = arrays.LocalFeaturesWriter(storage, name, **size)
-    for photo in samples.local_features():
+    size = samples.FEATURES_PER_PHOTO * bytes_per_feature(samples.LOCAL_DIM, "int4")
+    with patch.object(arrays, "SHARD_BYTES", 2 * size):
+        writer = arrays.LocalFeaturesWriter(
+            storage, name, features_per_photo=samples.FEATURES_PER_PHOTO, dim=samples.LOCAL_DIM, precision="int4"
+        )
+    for photo in samples.local_codes():
         writer.append(photo)
     writer.close()
 

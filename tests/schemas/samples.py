@@ -93,8 +93,20 @@ def descriptors() -> pa.Table:
     return pa.Table.from_arrays([names, descriptor_column(descriptor_numbers()), geometry, bbox], schema=descriptors_schema(DIM))
 
 
+def local_codes() -> list[LocalFeatures]:
+    """The same in codes of four bits, some of them negative."""
+    return [
+        LocalFeatures(
+            features=(photo.features * np.array([[7], [-7], [3]])[: len(photo)]).astype(np.int8),
+            patch=photo.patch,
+            reliability=photo.reliability,
+        )
+        for photo in local_features()
+    ]
+
+
 def local_features() -> list[LocalFeatures]:
-    """Three features, none, and one; feature n of a photo points along axis n."""
+    """Three features, none, and one; feature n of a photo points along axis n. As format 1 had them."""
     return [
         LocalFeatures(
             features=np.eye(count, LOCAL_DIM, dtype=np.float16),

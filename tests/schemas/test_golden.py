@@ -115,13 +115,14 @@ def same(one: LocalFeatures, other: LocalFeatures) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("features", "patch", "reliability"))
 
 
-def test_golden_local_features_open_photo_by_photo(golden: Storage):
-    reader = LocalFeaturesReader(golden, "local_features-1.zarr")
+@pytest.mark.parametrize(("version", "expected"), [(1, samples.local_features()), (2, samples.local_codes())])
+def test_golden_local_features_open_photo_by_photo(golden: Storage, version: int, expected: list[LocalFeatures]):
+    reader = LocalFeaturesReader(golden, f"local_features-{version}.zarr")
 
     found = reader.read([2, 1, 0])
 
     assert [len(photo) for photo in found] == [1, 0, 3]
-    assert all(same(one, other) for one, other in zip(reversed(found), samples.local_features(), strict=True))
+    assert all(same(one, other) for one, other in zip(reversed(found), expected, strict=True))
 
 
 def test_each_photo_of_the_golden_shard_is_found_by_its_descriptor():
@@ -162,7 +163,7 @@ def test_local_features_written_today_are_read_back_today(store: Storage):
 
     found = LocalFeaturesReader(store, "group.zarr").read([0, 1, 2])
 
-    assert all(same(one, other) for one, other in zip(found, samples.local_features(), strict=True))
+    assert all(same(one, other) for one, other in zip(found, samples.local_codes(), strict=True))
 
 
 def test_an_index_written_today_finds_each_photo_today(store: Storage):
@@ -204,7 +205,7 @@ def test_files_of_a_newer_folio_are_refused_by_number_not_by_what_is_odd_in_them
     for kind in samples.TABLES:
         with pytest.raises(FormatError, match=f"{kind}: {kind} format 2 was found, but this Folio reads formats 1 to 1"):
             read_table_facts(from_the_future, kind, kind=kind)
-    with pytest.raises(FormatError, match="local_features format 2 was found"):
+    with pytest.raises(FormatError, match="local_features format 3 was found"):
         LocalFeaturesReader(from_the_future, "local_features")
     for kind, decode in DECODERS.items():
         with pytest.raises(FormatError, match=f"here: {kind} format {FORMATS[kind] + 1} was found"):

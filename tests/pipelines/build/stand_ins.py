@@ -21,7 +21,7 @@ BAD = 1000
 class NumberEncoder:
     """Photo n gets a descriptor along axis n % 8 and n % 3 local features."""
 
-    descriptor_dim, local_dim, max_local_features = DIM, 128, 2
+    descriptor_dim, local_dim, max_local_features, local_precision = DIM, 128, 2, "float16"
     fingerprint, trained, decode_side, weight_bytes = "f00d", False, None, 0
     recipe = SimpleNamespace(name="tiny")
 

@@ -120,7 +120,7 @@ def test_damage_is_not_copied(storage: Storage):
         encode(storage, number)
     rewriting = plan(storage, asked=photos(1, 2, 3, 4))
     name = sorted(rewriting.replaced)[2]
-    ref = segment_object(read_receipts(storage)[name], "local_features.zarr/features/c/0/0/0")
+    ref = segment_object(read_receipts(storage)[name], "local_features.zarr/c/0/0/0")
     flipped = bytearray(storage.get(ref.path))
     flipped[10] ^= 1
     storage.put(ref.path, bytes(flipped))

@@ -110,7 +110,7 @@ def test_a_backfill_of_one_percent_encodes_one_percent_and_rewrites_nothing(city
     (shard,) = [each for each in new.index.shards if each not in old.index.shards]
     assert (segment.rows, shard.rows) == (3, 3)
     written = after.keys() - before.keys()
-    assert {path.split("/")[0] for path in written} == {"segments", "receipts", "indexes", "manifests"}
+    assert {path.split("/")[0] for path in written} == {"segments", "receipts", "indexes", "manifests", "published"}
     assert len([path for path in written if path.startswith("indexes/")]) == 1
     assert {path.split("/")[1] for path in written if path.startswith("segments/")} == {segment.segment_id}
     assert verify(city.storage).problems == []
@@ -158,7 +158,7 @@ def test_a_photo_that_vanished_stays_on_a_backfill_and_leaves_on_a_build(city: M
     assert (left.published, left.photos, left.dropped, seen) == (True, PHOTOS - 1, 1, [])
     assert city.names() == {f"photos/{number:04d}.jpg" for number in range(PHOTOS)} - {"photos/0100.jpg"}
     written = city.objects().keys() - before.keys()
-    assert {path.split("/")[0] for path in written} == {"manifests"}  # not even its shard is made anew
+    assert {path.split("/")[0] for path in written} == {"manifests", "published"}  # not even its shard is made anew
     assert verify(city.storage).problems == []
 
 

@@ -89,7 +89,9 @@ def write_segment(
         photos["bbox"],
     ]
     # So many features that a Zarr shard, which has room for 32 MB, is an index of a thousand photos and not of a million.
-    features = LocalFeaturesWriter(storage, f"{folder}/{layout.LOCAL_FEATURES}", features_per_photo=128, dim=LOCAL_DIM)
+    features = LocalFeaturesWriter(
+        storage, f"{folder}/{layout.LOCAL_FEATURES}", features_per_photo=128, dim=LOCAL_DIM, precision="float16"
+    )
     for number in numbers:
         features.append(
             LocalFeatures(

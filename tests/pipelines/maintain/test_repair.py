@@ -124,9 +124,7 @@ def test_what_can_be_made_again_byte_for_byte_is_put_back_and_nothing_is_publish
 
 
 def test_a_segment_with_damage_all_over_is_encoded_once(storage: Storage, original: dict[str, bytes]):
-    paths = sorted(
-        path_of(storage, ending) for ending in ("rejects.parquet", "zarr.json", "features/c/0/0/0", "patch/c/1/0/0", "count/c/0")
-    )
+    paths = sorted(path_of(storage, ending) for ending in ("rejects.parquet", "zarr.json", "zarr/c/0/0/0"))
     for path in paths:
         spoil(storage, path)
 
@@ -136,7 +134,7 @@ def test_a_segment_with_damage_all_over_is_encoded_once(storage: Storage, origin
     assert contents(storage) == original
 
 
-@pytest.mark.parametrize("ending", ["features/c/0/0/0", "quantizer.faiss"])
+@pytest.mark.parametrize("ending", ["zarr/c/0/0/0", "quantizer.faiss"])
 def test_what_is_gone_is_put_back_as_well(storage: Storage, original: dict[str, bytes], ending: str):
     storage.delete(path_of(storage, ending))
 
@@ -167,7 +165,7 @@ def test_a_receipt_is_written_again_without_the_photos_when_its_segment_is_whole
 def test_a_receipt_and_what_it_listed_are_made_again_from_the_photos(storage: Storage, original: dict[str, bytes]):
     receipt = receipt_path(read_head(storage).segments[0].segment_id)
     storage.delete(receipt)
-    features = path_of(storage, "features/c/0/0/0")
+    features = path_of(storage, "zarr/c/0/0/0")
     spoil(storage, features)
 
     assert repaired(storage).restored == sorted([receipt, features])
@@ -222,7 +220,7 @@ def test_photos_that_are_gone_are_named_and_the_rest_is_repaired(storage: Storag
     names = {image_id(f"city/{number:04d}.jpg"): f"{number:04d}.jpg" for number in range(PHOTOS)}
     opened = OpenedMap(storage, head).segment(head.segments[0].segment_id)
     gone = [names[one] for one in opened.image_ids[:2]]
-    spoil(storage, path_of(storage, "features/c/0/0/0"))
+    spoil(storage, path_of(storage, "zarr/c/0/0/0"))
     photos_gone(*gone)
 
     done = repaired(storage)

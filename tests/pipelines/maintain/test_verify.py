@@ -191,7 +191,7 @@ def test_a_finished_segment_that_no_version_has_yet_is_read_too(storage: Storage
 
 def test_attempts_that_never_counted_are_orphans_and_no_damage(storage: Storage, first: Manifest):
     storage.put(f"segments/{OTHER_SEGMENT}/a1/images.parquet", b"12345")
-    storage.put(f"segments/{samples.receipt().segment_id}/ffff/local_features.zarr/count/c/0", b"67")
+    storage.put(f"segments/{samples.receipt().segment_id}/ffff/local_features.zarr/c/0", b"67")
     storage.put("indexes/89abcdef/b0/shard-00000.faiss", b"89")
 
     found = verify(storage)
@@ -205,7 +205,7 @@ def test_attempts_that_never_counted_are_orphans_and_no_damage(storage: Storage,
         "notes.txt",
         "manifests/1.json",
         f"{ATTEMPT}/images (copy).parquet",
-        f"{ATTEMPT}/local_features.zarr/features/c/9/0/0",  # a chunk that its receipt does not know
+        f"{ATTEMPT}/local_features.zarr/c/9/0/0",  # a chunk that its receipt does not know
         f"segments/{OTHER_SEGMENT}/a1/thumbs.db",
         "indexes/i/a/shard-00007.faiss",  # beside one that a manifest names
         "tombstones/notes.csv",
