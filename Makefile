@@ -1,5 +1,5 @@
 # Two commands: `make demo` builds and queries a small city, `make test` runs the tests. Both set up .venv first.
-.PHONY: help setup demo test test-slow test-faults lint bench bench-recall weights clean
+.PHONY: help setup demo test test-slow test-faults lint bench bench-recall bench-local bench-query weights clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
@@ -31,6 +31,12 @@ bench: setup  ## how fast, how large; not a test
 
 bench-recall: setup  ## how often the right place is found, beside hand-made descriptors; ARGS="--recipe tiny --sets mapillary"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.recall $(ARGS)
+
+bench-local: setup  ## how few local features, in how few bytes, are enough; ARGS="--sets mapillary"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.local_features $(ARGS)
+
+bench-query: setup  ## what a query costs, beside the plain method, and on a large map; ARGS="--parts rerank --queries 2"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m tests.benchmarks.query $(ARGS)
 
 weights: setup  ## train the default weights anew from the photos beside the project; run again to go on
 	@.venv/bin/python -m tests.benchmarks.default_weights out/weights

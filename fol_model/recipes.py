@@ -41,7 +41,7 @@ def folpp_vitl14() -> Recipe:
 def folio_small() -> Recipe:
     """The default: gradient histograms instead of a transformer, FoL++'s branch, heads trained on the photos at hand.
 
-    Its weights come with Folio. It runs on a CPU, and keeps 640 local features of 28 bytes, one for each chosen patch.
+    Its weights come with Folio. It runs on a CPU, and keeps 640 local features of 52 bytes, one for each chosen patch.
     """
     return Recipe(
         name="folio-small",
@@ -54,7 +54,6 @@ def folio_small() -> Recipe:
         hidden=256,
         decoder_hidden=96,
         local_dim=48,
-        local_precision="int4",
         input_size=320,
         antialias=True,
         scaled_decoding=True,

@@ -80,6 +80,14 @@ WEIGHTS = click.option(
 )
 DEVICE = click.option("--device", default="auto", metavar="NAME", help="cpu, cuda, or auto: a GPU where there is one.")
 VERSION = click.option("--version", "version", metavar="N|TAG", help="Use this version of the map, not the newest.")
+PRECISION = click.option(
+    "--precision",
+    type=click.FloatRange(0.5, 0.99),
+    default=0.95,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the answers that shall be right; below it: don't know. For calibrated maps.",
+)
 PREFECT = click.option("--prefect", is_flag=True, help="Run as a Prefect flow, also when PREFECT_API_URL is not set.")
 BUILDING = _options(
     MAP,
@@ -137,11 +145,12 @@ def backfill(**options: Any) -> None:
 @main.command(cls=_Command, epilog="folio query s3://maps/lund bridge.jpg")
 @MAP
 @click.argument("photos", metavar="PHOTO...", nargs=-1, required=True)
+@PRECISION
 @VERSION
 @WEIGHTS
 @DEVICE
 @JSON
-def query(map_url: str, photos: tuple[str, ...], version: str | None, weights: str | None, device: str, as_json: bool) -> None:
+def query(map_url: str, photos: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Say where each PHOTO was taken: position, expected error, the photo of the map that matched, and how well.
 
     Writes nothing and keeps no query photo.
@@ -150,7 +159,7 @@ def query(map_url: str, photos: tuple[str, ...], version: str | None, weights: s
     from pipelines.geotag.ask import ask
 
     settings = _settings()
-    found = ask(map_url, photos, settings, version=version, weights=weights, device=device)
+    found = ask(map_url, photos, settings, **options)
     if as_json:
         _print_json(found)
         return
@@ -165,6 +174,7 @@ def query(map_url: str, photos: tuple[str, ...], version: str | None, weights: s
 @MAP
 @click.argument("photos", metavar="ARCHIVE...", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", help="Folder for the geotags and everything they rest on.")
+@PRECISION
 @VERSION
 @WEIGHTS
 @UTM_ZONE
@@ -172,15 +182,16 @@ def query(map_url: str, photos: tuple[str, ...], version: str | None, weights: s
 @PREFECT
 @STRICT
 @JSON
-def geotag(out: str, strict: bool, as_json: bool, prefect: bool, **options: Any) -> None:
+def geotag(out: str, precision: float, strict: bool, as_json: bool, prefect: bool, **options: Any) -> None:
     """Say where each photo of an archive was taken, and write geotags.parquet and geotags.geojson to DIR.
 
     Photos below the threshold are marked "unknown": no position is better than a wrong one. The photos are not changed.
     """
     from pipelines.geotag.geotag import GeotagRequest, run_geotag
+    from pipelines.locate.position import PositionConfig
 
     settings = _settings()
-    request = GeotagRequest(out=out, **options)
+    request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **options)
     if prefect or settings.prefect_api_url:
         with changed_environment(PREFECT_ENVIRONMENT):
             from pipelines.geotag.flow import run_as_flow
@@ -200,9 +211,10 @@ def geotag(out: str, strict: bool, as_json: bool, prefect: bool, **options: Any)
 @WEIGHTS
 @UTM_ZONE
 @DEVICE
+@PRECISION
 @STRICT
 @JSON
-def evaluate(radius_m: float, out: str, strict: bool, as_json: bool, **options: Any) -> None:
+def evaluate(radius_m: float, out: str, precision: float, strict: bool, as_json: bool, **options: Any) -> None:
     """Geotag photos whose positions are known, and print recall@1/5/10/20 and how far off the positions are.
 
     Queries without any photo of the map within the radius stay in the denominator, as is the custom.
@@ -210,9 +222,11 @@ def evaluate(radius_m: float, out: str, strict: bool, as_json: bool, **options: 
     from pipelines.evaluate.evaluate import run_evaluation
     from pipelines.evaluate.summary import EvaluationSummary
     from pipelines.geotag.geotag import GeotagRequest, run_geotag
+    from pipelines.locate.position import PositionConfig
 
     settings = _settings()
-    geotagged = run_geotag(GeotagRequest(out=out, **options), settings)
+    request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **options)
+    geotagged = run_geotag(request, settings)
     metrics = run_evaluation(out, radius_m=radius_m, settings=settings)
     summary = EvaluationSummary.of(metrics, geotagged, radius_m=radius_m)
     _finish(summary, summary.lines(), geotagged.rejected, as_json=as_json, strict=strict)

@@ -26,6 +26,7 @@ GEOTAGS: Final = pa.schema(
         pa.field("lon_deg", pa.float64()),
         pa.field("expected_error_m", pa.float64()),
         pa.field("support", pa.float64(), nullable=False),  # share of the evidence that agrees, 0 to 1
+        pa.field("probability", pa.float64()),  # that the best position, given or not, is within 25 m; null: map not calibrated
         pa.field("matched_uri", pa.string()),  # the best candidate, also when unknown; null on an empty answer
         pa.field("matched_image_id", pa.string()),
         pa.field("matches", pa.int32()),
@@ -37,4 +38,4 @@ GEOTAGS: Final = pa.schema(
         *GEOMETRY_FIELDS,
     ]
 )
-"""File facts (metadata entry `folio`): map_version, model, trained."""
+"""File facts (metadata entry `folio`): map_version, model, trained. Format 1 had no probability."""

@@ -23,7 +23,7 @@ FORMATS: Final[dict[str, int]] = {
     "tombstones": 1,
     "plan": 2,
     "results": 1,
-    "geotags": 1,
+    "geotags": 2,
     "metrics": 1,
     "coverage": 1,
 }

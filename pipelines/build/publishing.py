@@ -9,9 +9,11 @@ from importlib.metadata import version
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fol_model.inference import Reranker
 from infra.commits import publish
 from infra.observability import Stopwatch
 from infra.tables import read_table, write_table
+from pipelines.build.calibrate import calibrate, still_calibrated
 from pipelines.build.compact import NOTHING, Rewriting
 from pipelines.build.drift import outcome
 from pipelines.build.index import build_index
@@ -35,6 +37,7 @@ from pipelines.build.tombstones import Tombstones, read_tombstones
 from pipelines.engine.model import describe_model
 from pipelines.engine.partition import Partition
 from schemas import layout
+from schemas.calibration import Calibration, encode_calibration
 from schemas.errors import CatalogError
 from schemas.manifest import Manifest, Producer, Receipt, SegmentEntry, ShardEntry
 from schemas.reasons import RejectReason
@@ -177,7 +180,8 @@ class _Drafts:
             return None  # the other run was asked for the same photos
         draft = self._draft(head, stored, selection)
         self._written.extend(_index_paths(draft) - (_index_paths(head) if head else set()))
-        return None if head is not None and head.content_id == draft.content_id else draft
+        gains = head is not None and head.calibration is None and draft.calibration is not None
+        return None if head is not None and head.content_id == draft.content_id and not gains else draft
 
     @property
     def _started(self) -> Manifest | None:
@@ -196,6 +200,13 @@ class _Drafts:
             planned=self._planned,
             replaced=self._replaced,
         )
+
+    def _calibrate(self, same: Manifest | None, stored: Mapping[str, StoredSegment], selection: Selection) -> Calibration | None:
+        photos = sum(int(live.sum()) for live in selection.values())
+        before = still_calibrated(same, photos, extend=self._prepared.request.mode == "backfill")
+        if before is not None:
+            return before
+        return calibrate(self._prepared.storage, stored, selection, Reranker(self._prepared.encoder.reranking))
 
     def _draft(self, head: Manifest | None, stored: Mapping[str, StoredSegment], selection: Selection) -> Manifest:
         request, encoder = self._prepared.request, self._prepared.encoder
@@ -218,6 +229,7 @@ class _Drafts:
             extend=request.mode == "backfill",
         )
         segments = [_segment_entry(stored[name].receipt, selection) for name in sorted(selection)]
+        calibration = self._calibrate(same, stored, selection)
         return Manifest(
             version=0,
             parent=None,
@@ -229,6 +241,7 @@ class _Drafts:
             segments=segments,
             index=index,
             tombstones=head.tombstones if head else [],
+            calibration=encode_calibration(calibration),
             statistics={
                 **_statistics(stored, selection, index.shards),
                 "quantizer": outcome(index, same.index if same else None),

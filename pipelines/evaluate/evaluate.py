@@ -13,7 +13,7 @@ from fol_model.recall import recall_at
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import read_table, read_table_facts, write_table
-from pipelines.geotag.position import distances_m
+from pipelines.locate.position import distances_m
 from schemas.errors import CatalogError
 from schemas.geotags import GeotagStatus
 from schemas.metrics import METRICS

@@ -9,7 +9,7 @@ from infra.settings import Settings
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sources import list_photos
 from pipelines.geotag.geotag import make_geotags
-from pipelines.geotag.position import PositionConfig
+from pipelines.locate.position import PositionConfig
 from pipelines.query.answering import answer_catalog
 from pipelines.query.worker import open_worker
 
@@ -24,6 +24,8 @@ class PhotoAnswer(msgspec.Struct, frozen=True, kw_only=True):
     lon_deg: float | None
     expected_error_m: float | None
     support: float
+    probability: float | None
+    """That the best position, given or not, is within 25 m; None: the map is not calibrated."""
     matched_uri: str | None
     matches: int | None
     cosine: float | None
@@ -35,8 +37,11 @@ class PhotoAnswer(msgspec.Struct, frozen=True, kw_only=True):
             return f"don't know ({self.reason})"
         return (
             f"{self.lat_deg:.6f}, {self.lon_deg:.6f}  ±{self.expected_error_m:.0f} m  {self.matches} matches  "
-            f"{self.matched_uri}  (support {self.support:.2f}, cosine {self.cosine:.3f}, {self.pool_size} re-ranked)"
+            f"{self.matched_uri}  ({self._sureness()}, cosine {self.cosine:.3f}, {self.pool_size} re-ranked)"
         )
+
+    def _sureness(self) -> str:
+        return f"support {self.support:.2f}" if self.probability is None else f"probability {self.probability:.2f}"
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,14 +71,21 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask(
-    map_url: str, photos: Sequence[str], settings: Settings, *, version: int | str | None, weights: str | None, device: str
+    map_url: str,
+    photos: Sequence[str],
+    settings: Settings,
+    *,
+    version: int | str | None,
+    weights: str | None,
+    device: str,
+    precision: float = 0.95,
 ) -> Asked:
     """Answer photos. Writes nothing. Raises any `FolioError`."""
     limits = PhotoLimits()
     worker = open_worker(map_url, settings, version=version, weights=Path(weights) if weights else None, device=device)
     catalog = list_photos(photos, settings=settings, needs_position=False, limits=limits)
     answers = answer_catalog(worker, catalog, settings, limits, description="query")
-    geotags = make_geotags(answers, PositionConfig())
+    geotags = make_geotags(answers, PositionConfig(precision=precision))
     rejects = answers.rejects.select(["uri", "reason", "detail"]).to_pylist()
     return Asked(
         map_version=answers.facts["map_version"],

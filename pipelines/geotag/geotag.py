@@ -5,7 +5,7 @@ queries, results, geotags, rejects and coverage as Parquet, and geotags.geojson.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.model import untrained_note
 from pipelines.geotag.geojson import to_geojson
-from pipelines.geotag.position import PositionConfig, Vote, locate
+from pipelines.locate.decide import locate
+from pipelines.locate.position import PositionConfig, Vote
 from pipelines.query.answering import Answers, answer_catalog
 from pipelines.query.worker import open_worker
+from schemas.calibration import ConfidenceFit
 from schemas.geoparquet import point_columns
 from schemas.geotags import GEOTAGS, GeotagStatus
 
@@ -104,18 +106,19 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
         photos_per_second=len(geotags) / seconds if seconds else 0.0,
         recipe=answers.facts["model"],
         trained=answers.facts["trained"],
-        notes=[*catalog.notes, *_moved_on(answers.versions)],
+        notes=[*catalog.notes, *_moved_on(answers.versions), *_degraded(answers.without_features)],
     )
 
 
 def make_geotags(answers: Answers, config: PositionConfig) -> pa.Table:
     """Decide on a position for each query photo: rows in the schema of geotags, in the order of the queries."""
     found: dict[str, list[dict[str, Any]]] = {}
-    columns = ["query_id", "image_id", "uri", "lat_deg", "lon_deg", "matches", "score", "cosine"]
+    columns = ["query_id", "image_id", "uri", "lat_deg", "lon_deg", "matches", "local_score", "score", "cosine"]
     pool = answers.results.filter(pc.is_valid(answers.results["score"]))
     for row in pool.select(columns).to_pylist():
         found.setdefault(row["query_id"], []).append(row)
-    rows = [_geotag(query, found.get(query["image_id"], []), config) for query in answers.queries.to_pylist()]
+    confidence = answers.calibration.confidence if answers.calibration else None
+    rows = [_geotag(query, found.get(query["image_id"], []), config, confidence) for query in answers.queries.to_pylist()]
     lon, lat = (np.array([row[name] for row in rows], np.float64) for name in ("lon_deg", "lat_deg"))
     geometry, bbox = point_columns(lon, lat)
     plain = pa.Table.from_pylist(rows, pa.schema([each for each in GEOTAGS if each.name not in ("geometry", "bbox")]))
@@ -138,11 +141,17 @@ def _moved_on(versions: list[int]) -> list[str]:
     return [f"objects of version {versions[0]} were removed meanwhile; later photos were answered from version {versions[-1]}"]
 
 
-def _geotag(query: dict[str, Any], candidates: list[dict[str, Any]], config: PositionConfig) -> dict[str, Any]:
-    votes = [
-        Vote(lat_deg=row["lat_deg"], lon_deg=row["lon_deg"], score=row["score"], matches=row["matches"]) for row in candidates
-    ]
-    location = locate(votes, config)
+def _degraded(queries: int) -> list[str]:
+    if not queries:
+        return []
+    return [f"{queries} photos had candidates without usable local features, ranked by descriptor alone. Next: folio verify MAP"]
+
+
+def _geotag(
+    query: dict[str, Any], candidates: list[dict[str, Any]], config: PositionConfig, confidence: ConfidenceFit | None
+) -> dict[str, Any]:
+    votes = [Vote(**{field.name: row[field.name] for field in fields(Vote)}) for row in candidates]
+    location = locate(votes, config, confidence)
     best = candidates[0] if candidates else {}
     return {
         "query_id": query["image_id"],
@@ -154,6 +163,7 @@ def _geotag(query: dict[str, Any], candidates: list[dict[str, Any]], config: Pos
         "lon_deg": location.lon_deg,
         "expected_error_m": location.expected_error_m,
         "support": location.support,
+        "probability": location.probability,
         "matched_uri": best.get("uri"),
         "matched_image_id": best.get("image_id"),
         "matches": best.get("matches"),

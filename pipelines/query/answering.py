@@ -16,6 +16,7 @@ from pipelines.catalog.rows import load_photo, reject_row
 from pipelines.catalog.sources import Catalog
 from pipelines.query.opened_map import OpenedMap
 from pipelines.query.worker import Answer, QueryWorker
+from schemas.calibration import Calibration
 from schemas.coverage import COVERAGE
 from schemas.errors import PhotoError
 from schemas.rejects import REJECTS
@@ -38,6 +39,10 @@ class Answers:
     """That answers came from: more than one when the map had to be followed to a newer version meanwhile."""
     facts: dict[str, Any]
     """Of the results: map version, model, trained, grid_side, mode."""
+    calibration: Calibration | None = None
+    """Of the newest of these versions; None: the map is not calibrated."""
+    without_features: int = 0
+    """Queries of which some candidate kept its global place, since its local features were missing, damaged or of no use."""
 
 
 def answer_catalog(
@@ -47,6 +52,7 @@ def answer_catalog(
     rejects: list[dict[str, object]] = []
     batches: list[pa.RecordBatch] = []
     versions: set[int] = set()
+    degraded = 0
     usable = np.ones(len(catalog.images), bool)
     with PhotoDecoder(limits) as decoder:
         reader = PhotoReader(settings, limits)
@@ -61,6 +67,7 @@ def answer_catalog(
             query_id = catalog.images["image_id"][row].as_py()
             answer = worker.answer(pixels)
             versions.add(answer.map.manifest.version)
+            degraded += bool(answer.without_features)
             batches.append(pa.RecordBatch.from_pylist(list(_rows(query_id, answer)), RESULTS))
     return Answers(
         queries=catalog.images.filter(pa.array(usable)),
@@ -68,6 +75,8 @@ def answer_catalog(
         rejects=pa.concat_tables([catalog.rejects, pa.Table.from_pylist(rejects, REJECTS)]),
         coverage=_coverage(worker),
         versions=sorted(versions),
+        calibration=worker.calibration,
+        without_features=degraded,
         facts=facts_of(worker),
     )
 
@@ -81,6 +90,7 @@ def facts_of(worker: QueryWorker) -> dict[str, Any]:
         "trained": manifest.model.trained,
         "grid_side": worker.encoder.grid_side,
         "mode": manifest.model.settings["mode"],
+        "calibration": manifest.calibration,
     }
 
 

@@ -1,8 +1,10 @@
 """One version of a map, opened for reading: its shards in memory, its segments on demand. Everything is checked before use."""
 
+import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from typing import Final, Generic, TypeVar
@@ -18,17 +20,24 @@ from pipelines.build.masking import checked_receipt
 from pipelines.build.membership import live_rows
 from pipelines.ivfpq import ShardSearcher
 from schemas import layout
+from schemas.calibration import decode_calibration
+from schemas.errors import DamagedError
 from schemas.local_features import LocalFeatures
 from schemas.manifest import Manifest, SegmentEntry, ShardEntry
 from schemas.versions import require_readable
 
 POSITION_COLUMNS: Final = ["image_id", "uri", "root", "lat_deg", "lon_deg"]
 
-CACHED_PHOTOS: Final = 16_384
-"""Photos whose descriptors are kept in memory between queries, and likewise local features. At 8,448 numbers and 103 features:
-280 MB and 430 MB, when that many were asked for."""
+CACHE_BYTES: Final = 64 * 1024 * 1024
+"""Descriptors that are kept in memory between queries, and as much again of local features: those asked for last: 3,900
+descriptors of 8,448 numbers, and 640 codes of 48 numbers of 2,000 photos."""
+
+SEGMENTS_AT_ONCE: Final = 4
+"""Segments that one query reads from side by side, each with `infra.tables.READ_THREADS` requests of its own."""
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +80,12 @@ class OpenedMap:
         self._storage = storage
         self._entries = {entry.segment_id: entry for entry in manifest.segments}
         self._segments: dict[str, OpenedSegment] = {}
-        self._descriptors = _PhotoCache(lambda segment, rows: list(self.segment(segment).descriptors.read(rows)))
-        self._features = _PhotoCache(lambda segment, rows: self.segment(segment).local_features.read(rows))
+        self.calibration = decode_calibration(manifest.calibration)
+        """What was fitted to the map, if anything was."""
+        self._descriptors = _PhotoCache(self._read_descriptors, lambda row: row.nbytes)
+        self._features = _PhotoCache(
+            lambda segment, rows: self.segment(segment).local_features.read(rows), lambda found: found.size_bytes
+        )
         index = manifest.index
         require_readable("quantizer", index.quantizer_format, where=storage.url)
         require_readable("shard", index.shard_format, where=storage.url)
@@ -105,8 +118,26 @@ class OpenedMap:
         return np.stack(self._descriptors.get(photos))
 
     def local_features_of(self, photos: Sequence[StoredPhoto]) -> list[LocalFeatures]:
-        """Read the local features of photos, in their order."""
+        """Read the local features of photos, in their order.
+
+        Raises:
+            DamagedError: those of a photo are missing or not what was written.
+        """
         return self._features.get(photos)
+
+    def local_features_where_whole(self, photos: Sequence[StoredPhoto]) -> list[LocalFeatures | None]:
+        """The same photo by photo, without those that are missing or damaged, which are logged."""
+        return [self._local_features_if_whole(photo) for photo in photos]
+
+    def _local_features_if_whole(self, photo: StoredPhoto) -> LocalFeatures | None:
+        try:
+            return self._features.get([photo])[0]
+        except DamagedError as error:
+            _log.warning("%s Photo %s is ranked by its descriptor alone.", error, photo.image_id)
+            return None
+
+    def _read_descriptors(self, segment: str, rows: list[int]) -> list[np.ndarray]:
+        return [row.copy() for row in self.segment(segment).descriptors.read(rows)]  # a view would keep the others as well
 
     def positions(self) -> pa.Table:
         """List the live photos of the version: columns `POSITION_COLUMNS`."""
@@ -134,10 +165,15 @@ class OpenedMap:
 
 
 class _PhotoCache(Generic[T]):
-    """What was read of the photos asked for last; reads the others a segment at a time. For any number of threads."""
+    """What was read of the photos asked for last; reads the others a segment at a time, segments side by side.
 
-    def __init__(self, read: Callable[[str, list[int]], list[T]]) -> None:
+    For any number of threads.
+    """
+
+    def __init__(self, read: Callable[[str, list[int]], list[T]], size_bytes: Callable[[T], int]) -> None:
         self._read = read
+        self._size_bytes = size_bytes
+        self._held_bytes = 0
         self._kept: OrderedDict[tuple[str, int], T] = OrderedDict()
         self._lock = Lock()
 
@@ -149,12 +185,21 @@ class _PhotoCache(Generic[T]):
         for segment, row in dict.fromkeys(keys):
             if (segment, row) not in found:
                 rows_of.setdefault(segment, []).append(row)
-        for segment, rows in rows_of.items():  # not under the lock: two threads may read the same, none waits for another's
-            found.update(zip(((segment, row) for row in rows), self._read(segment, rows), strict=True))
+        # Not under the lock: two threads may read the same, none waits for another's.
+        for (segment, rows), read in zip(rows_of.items(), self._read_all(rows_of), strict=True):
+            found.update(zip(((segment, row) for row in rows), read, strict=True))
         with self._lock:
             for key in keys:
-                self._kept[key] = found[key]
+                if key not in self._kept:
+                    self._held_bytes += self._size_bytes(found[key])
+                    self._kept[key] = found[key]
                 self._kept.move_to_end(key)
-            while len(self._kept) > CACHED_PHOTOS:
-                self._kept.popitem(last=False)
+            while self._held_bytes > CACHE_BYTES:
+                self._held_bytes -= self._size_bytes(self._kept.popitem(last=False)[1])
         return [found[key] for key in keys]
+
+    def _read_all(self, rows_of: dict[str, list[int]]) -> list[list[T]]:
+        if len(rows_of) < 2:
+            return [self._read(segment, rows) for segment, rows in rows_of.items()]
+        with ThreadPoolExecutor(min(len(rows_of), SEGMENTS_AT_ONCE)) as pool:
+            return list(pool.map(self._read, rows_of.keys(), rows_of.values()))

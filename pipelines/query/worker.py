@@ -9,8 +9,8 @@ an object is gone and there is a newer version: gc and purges may remove what it
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Final, TypeVar
@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import numpy as np
 from jaxtyping import Float16, Float32, Float64, UInt8
 
-from fol_model.config import RerankConfig
+from fol_model.config import PoolConfig, RerankConfig
 from fol_model.inference import EncodedPhoto, Encoder, Reranker
 from infra.commits import read_head, read_version
 from infra.settings import Settings
@@ -26,13 +26,21 @@ from infra.storage import Storage, open_storage
 from pipelines.build.masking import without
 from pipelines.engine.model import load_encoder, require_same_model, weights_file
 from pipelines.engine.threads import use_threads
+from pipelines.locate.decide import fitted_pool
 from pipelines.query.opened_map import OpenedMap, StoredPhoto
+from schemas.calibration import Calibration
 from schemas.errors import DamagedError, ObjectMissing
+from schemas.local_features import LocalFeatures
 from schemas.manifest import Manifest
 
 REFINED: Final = 2
 """Compressed candidates that are compared exactly, for each candidate that is kept. More: what compression misordered is found
 again, at one row of descriptors read each."""
+
+NO_FEATURES: Final = LocalFeatures(
+    features=np.empty((0, 1), np.int8), patch=np.empty((0, 2), np.uint8), reliability=np.empty(0, np.uint8)
+)
+"""What stands for local features that cannot be used."""
 
 T = TypeVar("T")
 
@@ -63,6 +71,9 @@ class Answer:
     """Of the first candidate: query row, query column, its row, its column, strongest first."""
     map: OpenedMap
     """The version that all of it comes from."""
+    without_features: list[str] = field(default_factory=list)
+    """Candidates of the pool, by image id, whose local features were missing, damaged or none: they are ordered by their cosine
+    alone, as far as their score goes, and `folio verify` says what is wrong with them."""
 
 
 class QueryWorker:
@@ -83,9 +94,14 @@ class QueryWorker:
         """The version that the next answer comes from; replaced as a whole."""
         self.encoder: Final = encoder
         self._storage = storage
-        self._reranker = Reranker(config)
+        self._config = config
         self._follows = follows
         self._moving = Lock()
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What was fitted to the version in use."""
+        return self.map.calibration
 
     def refresh(self) -> bool:
         """Move on to the newest version: open it beside the one in use, then swap. Answers under way end where they began.
@@ -119,15 +135,32 @@ class QueryWorker:
         return self.answer_encoded(self.encoder.encode([pixels])[0])
 
     def answer_encoded(self, query: EncodedPhoto) -> Answer:
-        """The same for a photo that is encoded already."""
-        return self.read(lambda opened: self._answer_from(opened, query))
+        """The same for a photo that is encoded already.
 
-    def _answer_from(self, opened: OpenedMap, query: EncodedPhoto) -> Answer:
+        Local features that are damaged in the newest version cost their photo its place among the re-ranked, not the answer.
+
+        Raises:
+            MapError: something else is missing or damaged.
+        """
+        try:
+            return self.read(lambda opened: self._answer_from(opened, query, OpenedMap.local_features_of))
+        except DamagedError:
+            return self.read(lambda opened: self._answer_from(opened, query, OpenedMap.local_features_where_whole))
+
+    def _answer_from(
+        self,
+        opened: OpenedMap,
+        query: EncodedPhoto,
+        read_features: Callable[[OpenedMap, list[StoredPhoto]], Sequence[LocalFeatures | None]],
+    ) -> Answer:
+        reranker = Reranker(replace(self._config, pool=self._pool(opened)))
         photos, cosines = self._best_by_descriptor(opened, query.descriptor)
         if not photos:  # all were taken down
             return Answer(candidates=[], pool_size=0, matched_patches=np.empty((0, 4), np.uint8), map=opened)
-        pool = self._reranker.pool_size(cosines)
-        ranked = self._reranker.rerank(query, opened.local_features_of(photos[:pool]), cosines)
+        pool = reranker.pool_size(cosines)
+        features = read_features(opened, photos[:pool])
+        lacking = [photos[place].image_id for place, found in enumerate(features) if found is None or not len(found)]
+        ranked = reranker.rerank(query, [NO_FEATURES if found is None else found for found in features], cosines)
         reranked = [
             Candidate(
                 photo=photos[place],
@@ -155,13 +188,21 @@ class QueryWorker:
             pool_size=pool,
             matched_patches=ranked.matched_patches,
             map=opened,
+            without_features=lacking,
         )
+
+    def _pool(self, opened: OpenedMap) -> PoolConfig:
+        """The pool that was fitted to the map, unless the caller asked for another one than the default."""
+        pool = self._config.pool
+        if opened.calibration is None or pool != PoolConfig():
+            return pool
+        return fitted_pool(pool, opened.calibration.pool)
 
     def _best_by_descriptor(
         self, opened: OpenedMap, descriptor: Float32[np.ndarray, " D"]
     ) -> tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]:
         """The first stage: compressed search, then exact cosines; ties go to the smaller image id."""
-        keep = self._reranker.config.pool.max_size
+        keep = self._config.pool.max_size
         photos = opened.nearest(descriptor, REFINED * keep)
         if not photos:
             return [], np.empty(0)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float64
 
-from pipelines.geotag.position import distances_m
+from pipelines.locate.position import distances_m
 
 BY_DESCRIPTOR: Final = "first by descriptor"
 RERANKED: Final = "first after re-ranking"
@@ -43,6 +43,10 @@ class Answers:
     expected_error_m: Float64[np.ndarray, " n"]
     matches: Float64[np.ndarray, " n"]
     """With the best candidate; NaN where nothing was re-ranked."""
+    probability: Float64[np.ndarray, " n"]
+    """That the best position, given or not, is right; NaN where the map is not calibrated."""
+    best_error_m: Float64[np.ndarray, " n"]
+    """How far off the best candidate is, answer or not."""
     reason: list[str | None]
     """Why there is no position, for a person."""
 
@@ -77,6 +81,8 @@ def gather_answers(queries: pa.Table, results: pa.Table, geotags: pa.Table | Non
         error_m=error_m,
         expected_error_m=np.full(len(queries), np.nan) if geotags is None else _floats(given["expected_error_m"]),
         matches=_floats(best["matches"]),
+        probability=_probabilities(given),
+        best_error_m=distance_m(truth, positions(best)),
         reason=[None] * len(queries) if geotags is None else given["reason"].to_pylist(),
     )
 
@@ -122,6 +128,11 @@ def is_known(positions: Float64[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
 def positions(table: pa.Table) -> Float64[np.ndarray, "n 2"]:
     """Rows of lat_deg, lon_deg of a table that has these columns; null becomes NaN."""
     return np.stack([_floats(table["lat_deg"]), _floats(table["lon_deg"])], axis=1)
+
+
+def _probabilities(given: pa.Table) -> Float64[np.ndarray, " n"]:
+    """Geotags of format 1 and results have none."""
+    return _floats(given["probability"]) if "probability" in given.column_names else np.full(len(given), np.nan)
 
 
 def _verdict(answered: bool, error_m: float, radius_m: float) -> Verdict:

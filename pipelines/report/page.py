@@ -14,6 +14,7 @@ from bokeh.models import Model
 from infra.settings import Settings
 from infra.storage import open_storage
 from pipelines.report.answers import GIVEN, RERANKED, Answers, Verdict, error_curves, gather_answers, is_known, positions
+from pipelines.report.confidence_plot import coverage_chart, coverage_series, reliability_chart, reliability_series
 from pipelines.report.examples import Photos, choose_examples, show_example
 from pipelines.report.folder import ResultsFolder, read_folder
 from pipelines.report.map_plot import answer_map, calibration_chart, error_chart, plane_at
@@ -70,6 +71,7 @@ def render_page(folder: ResultsFolder, photos: Photos, *, examples: int, title: 
         recall_rows=recall_rows(metrics),
         metrics=metrics,
         foreseen=_foreseen(answers),
+        calibration=folder.facts.get("calibration"),
         examples=[
             (heading, [show_example(answers, row, folder.results, folder.facts["grid_side"], photos) for row in rows])
             for heading, rows in choose_examples(answers, examples)
@@ -92,6 +94,10 @@ def _drawings(folder: ResultsFolder, answers: Answers) -> dict[str, Model]:
         drawings["errors"] = error_chart(curves, queries=checkable, radius_m=folder.radius_m)
     if _foreseen(answers) is not None:
         drawings["calibration"] = calibration_chart(answers)
+    fitted = folder.facts.get("calibration")
+    if reliability := reliability_series(answers, fitted, radius_m=folder.radius_m):
+        drawings["reliability"] = reliability_chart(reliability)
+        drawings["coverage"] = coverage_chart(coverage_series(answers, fitted, radius_m=folder.radius_m))
     return drawings
 
 

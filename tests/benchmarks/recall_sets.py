@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from fol_model.recall import recall_at
 from pipelines.catalog.sample_city import photos
 from pipelines.catalog.sample_city.photos import PlannedPhoto, plan_sample_city, write_photos
-from pipelines.geotag.position import distances_m
+from pipelines.locate.position import distances_m
 
 PROJECT: Final = Path(__file__).parents[2]
 DATA: Final = PROJECT.parent / "shared" / "data"

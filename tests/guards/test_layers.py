@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "infra": {"infra", "schemas"},
     "pipelines": set(PACKAGES),
 }
-VERBS = ("engine", "models", "catalog", "build", "query", "geotag", "evaluate", "report", "serve", "maintain", "train")
+VERBS = ("engine", "models", "catalog", "locate", "build", "query", "geotag", "evaluate", "report", "serve", "maintain", "train")
 HOMES = {
     "torch": lambda path: path.startswith("fol_model/"),
     "faiss": lambda path: path == "pipelines/ivfpq.py",

@@ -263,7 +263,8 @@ def results() -> pa.Table:
 def geotags() -> pa.Table:
     """An answer and a don't-know."""
     common = {"root": "/photos", "pool_size": 10, "known_lat_deg": 55.7, "known_lon_deg": 13.19, "taken_at": TAKEN_AT}
-    answer = {"status": "answered", "lat_deg": 55.7001, "lon_deg": 13.1902, "expected_error_m": 12.5, "support": 0.875}
+    place = {"lat_deg": 55.7001, "lon_deg": 13.1902, "expected_error_m": 12.5}
+    answer = {"status": "answered", **place, "support": 0.875, "probability": 0.96875}
     best = {"matched_uri": URIS[1], "matched_image_id": image_id(URIS[1]), "matches": 31, "cosine": 0.625}
     unknown = {"status": "unknown", "reason": "candidates disagree", "support": 0.25}
     nothing = dict.fromkeys(["lat_deg", "lon_deg", "expected_error_m"])

@@ -68,7 +68,8 @@ def test_a_golden_table_opens_and_holds_what_was_written(golden: Storage, kind: 
 
     table, found = read_table_facts(golden, golden_name(kind, version), kind=kind)
 
-    assert table.replace_schema_metadata(None).equals(make())
+    assert table.replace_schema_metadata(None).equals(make().select(table.column_names))
+    assert table.column_names == make().column_names or version < FORMATS[kind]
     assert found == {**facts, "kind": kind, "version": version}
 
 
@@ -203,7 +204,7 @@ def from_the_future(store: Storage, monkeypatch: pytest.MonkeyPatch) -> Storage:
 
 def test_files_of_a_newer_folio_are_refused_by_number_not_by_what_is_odd_in_them(from_the_future: Storage):
     for kind in samples.TABLES:
-        with pytest.raises(FormatError, match=f"{kind}: {kind} format 2 was found, but this Folio reads formats 1 to 1"):
+        with pytest.raises(FormatError, match=f"{kind}: {kind} format {FORMATS[kind] + 1} was found"):
             read_table_facts(from_the_future, kind, kind=kind)
     with pytest.raises(FormatError, match="local_features format 3 was found"):
         LocalFeaturesReader(from_the_future, "local_features")

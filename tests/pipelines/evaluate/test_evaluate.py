@@ -22,7 +22,7 @@ from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import read_table_facts, write_table
 from pipelines.evaluate.evaluate import add_metrics, metric_row, rank_positives, run_evaluation
-from pipelines.geotag.position import WGS84
+from pipelines.locate.position import WGS84
 from schemas.errors import CatalogError
 from schemas.geotags import GEOTAGS
 from schemas.images import IMAGES

@@ -8,7 +8,7 @@ from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import read_table_facts
 from pipelines.geotag.geotag import make_geotags, write_results
-from pipelines.geotag.position import PositionConfig
+from pipelines.locate.position import PositionConfig
 from pipelines.query.answering import Answers
 from schemas.geotags import GEOTAGS
 from schemas.results import RESULTS

@@ -1,15 +1,15 @@
 """results ▶ position: where a photo was taken, how far off that may be, or that we do not know.
 
 The answer is not the position of the first candidate but what the re-ranked candidates agree on: each weighs by its score
-relative to the best one, the heaviest group within `agree_within_m` wins, and its weighted mean is the position. The constants
-are not fitted to a map.
+relative to the best one, the heaviest group within `agree_within_m` wins, and its weighted mean is the position. Whether it is
+given is decided in `decide`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from pyproj import Geod
 
 WGS84 = Geod(ellps="WGS84")
@@ -34,6 +34,9 @@ class PositionConfig:
     min_matches: int = 4
     """Matched local features the best candidate must have; below it the answer is "don't know"."""
 
+    precision: float = 0.95
+    """Promised share of right answers, where the map is calibrated; the two above hold where it is not."""
+
     gps_error_m: float = 5.0
     """How far off the positions of the map's own photos are taken to be, as a standard deviation in each direction."""
 
@@ -46,6 +49,21 @@ class Vote:
     lon_deg: float
     score: float
     matches: int
+    local_score: float = 0.0
+    """S'_l; only probabilities are made of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Group:
+    """The candidates that agree on the best supported place."""
+
+    agrees: Bool[np.ndarray, " voters"]
+    support: float
+    """Share of the weight, 0 to 1."""
+    lat_deg: float
+    lon_deg: float
+    radius_m: float
+    """Meant to hold nine of ten answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,32 +76,31 @@ class Location:
     """Radius meant to hold nine of ten answers."""
     support: float
     """Share of the weight that agrees, 0 to 1."""
+    probability: float | None
+    """That the best supported place, given or not, is within 25 m of the truth; None: the map is not calibrated."""
     reason: str | None
     """Why not known; None for an answer."""
 
 
-def locate(votes: Sequence[Vote], config: PositionConfig) -> Location:
-    """Decide on a position.
+def best_group(votes: Sequence[Vote], config: PositionConfig) -> Group | None:
+    """Find the place that most of the weight speaks for.
 
     Args:
         votes: the re-ranked candidates, best first; may be empty.
         config: what counts as agreement.
+
+    Returns:
+        None: no candidate has anything in common with the photo.
     """
     asked = votes[: config.voters]
     if not asked or asked[0].score <= 0:
-        return _unknown(0.0, "no photo of the map has anything in common with it")
+        return None
     weights = np.maximum([vote.score / asked[0].score for vote in asked], 0.0) ** config.sharpness
     east_m, north_m = _local_metres(asked)
     distances = np.hypot(east_m[:, None] - east_m, north_m[:, None] - north_m)
     support = ((distances <= config.agree_within_m) * weights).sum(axis=1) / weights.sum()
-    group = distances[int(support.argmax())] <= config.agree_within_m
-    share = float(support.max())
-    if share < config.min_support:
-        needed = f"{config.min_support:.0%} are needed"
-        return _unknown(share, f"candidates disagree: the largest group holds {share:.0%} of the evidence, {needed}")
-    if asked[0].matches < config.min_matches:
-        return _unknown(share, f"only {asked[0].matches} local features match, {config.min_matches} are needed")
-    return _mean(asked[0], east_m[group], north_m[group], weights[group], share, config)
+    agrees = distances[int(support.argmax())] <= config.agree_within_m
+    return _group(asked[0], east_m, north_m, weights, agrees, float(support.max()), config)
 
 
 def distances_m(
@@ -109,26 +126,24 @@ def _local_metres(votes: Sequence[Vote]) -> tuple[Float64[np.ndarray, " n"], Flo
     return distance * np.sin(radians), distance * np.cos(radians)
 
 
-def _mean(
+def _group(
     origin: Vote,
     east_m: Float64[np.ndarray, " n"],
     north_m: Float64[np.ndarray, " n"],
     weights: Float64[np.ndarray, " n"],
-    share: float,
+    agrees: Bool[np.ndarray, " n"],
+    support: float,
     config: PositionConfig,
-) -> Location:
-    east, north = np.average(east_m, weights=weights), np.average(north_m, weights=weights)
-    variance = np.average((east_m - east) ** 2 + (north_m - north) ** 2, weights=weights) + 2 * config.gps_error_m**2
+) -> Group:
+    its = weights[agrees]
+    east, north = np.average(east_m[agrees], weights=its), np.average(north_m[agrees], weights=its)
+    variance = np.average((east_m[agrees] - east) ** 2 + (north_m[agrees] - north) ** 2, weights=its) + 2 * config.gps_error_m**2
     lon_deg, lat_deg, _ = WGS84.fwd(origin.lon_deg, origin.lat_deg, np.degrees(np.arctan2(east, north)), np.hypot(east, north))
-    return Location(
+    return Group(
+        agrees=agrees,
+        support=support,
         lat_deg=float(lat_deg),
         lon_deg=float(lon_deg),
         # Nine tenths of a round normal distribution lie within 1.52 root-mean-square radii.
-        expected_error_m=float(1.52 * np.sqrt(variance) / share),
-        support=share,
-        reason=None,
+        radius_m=float(1.52 * np.sqrt(variance) / support),
     )
-
-
-def _unknown(support: float, reason: str) -> Location:
-    return Location(lat_deg=None, lon_deg=None, expected_error_m=None, support=support, reason=reason)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.geotag.position import WGS84, Location, PositionConfig, Vote, distances_m, locate
+from pipelines.locate.decide import locate
+from pipelines.locate.position import WGS84, Location, PositionConfig, Vote, distances_m
 
 CONFIG = PositionConfig()
 LUND = (55.7, 13.19)
@@ -126,7 +127,9 @@ def disagreeing() -> list[Vote]:
     ],
 )
 def test_what_is_not_known_says_why_and_gives_no_position(votes: Sequence[Vote], support: float, reason: str):
-    assert locate(votes, CONFIG) == Location(lat_deg=None, lon_deg=None, expected_error_m=None, support=support, reason=reason)
+    assert locate(votes, CONFIG) == Location(
+        lat_deg=None, lon_deg=None, expected_error_m=None, support=support, probability=None, reason=reason
+    )
 
 
 def test_just_enough_matches_are_enough():

@@ -1,0 +1,68 @@
+"""Decide on a position or on "don't know": by a probability where the map is calibrated, else by agreement alone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fol_model.config import PoolConfig
+from pipelines.locate.confidence import probability, signals_of
+from pipelines.locate.position import Group, Location, PositionConfig, Vote, best_group
+from schemas.calibration import ConfidenceFit, PoolFit
+
+
+def locate(votes: Sequence[Vote], config: PositionConfig, confidence: ConfidenceFit | None = None) -> Location:
+    """Decide on a position.
+
+    Args:
+        votes: the re-ranked candidates, best first; may be empty.
+        config: what counts as agreement, and how much is needed.
+        confidence: the map's own model; None: the map is not calibrated.
+    """
+    group = best_group(votes, config)
+    if group is None:
+        return _unknown("no photo of the map has anything in common with it", probability=None if confidence is None else 0.0)
+    if confidence is None:
+        return _by_agreement(votes, group, config)
+    likely = probability(confidence, signals_of(votes, group))
+    needed = needed_probability(confidence, config.precision)
+    if likely < needed:
+        reason = f"probability {likely:.2f}, and {needed:.2f} is needed for answers of which {config.precision:.0%} are right"
+        return _unknown(reason, support=group.support, probability=likely)
+    return _answer(group, likely, factor=confidence.error_factor)
+
+
+def fitted_pool(base: PoolConfig, fit: PoolFit | None) -> PoolConfig:
+    """Put fitted values in the place of the defaults."""
+    if fit is None:
+        return base
+    return replace(base, delta=fit.delta, sigmas=fit.sigmas, sure_gap=fit.sure_gap, sure_sigmas=fit.sure_sigmas)
+
+
+def needed_probability(confidence: ConfidenceFit, precision: float) -> float:
+    """Look up the least probability that keeps a promise; a promise that was never shown to hold must be kept by itself."""
+    proven = [level for promise, level in confidence.thresholds.items() if float(promise) >= precision]
+    return min(proven, default=precision)
+
+
+def _by_agreement(votes: Sequence[Vote], group: Group, config: PositionConfig) -> Location:
+    share = group.support
+    if share < config.min_support:
+        needed = f"{config.min_support:.0%} are needed"
+        return _unknown(f"candidates disagree: the largest group holds {share:.0%} of the evidence, {needed}", support=share)
+    if votes[0].matches < config.min_matches:
+        return _unknown(f"only {votes[0].matches} local features match, {config.min_matches} are needed", support=share)
+    return _answer(group, None, factor=1.0)
+
+
+def _answer(group: Group, likely: float | None, *, factor: float) -> Location:
+    return Location(
+        lat_deg=group.lat_deg,
+        lon_deg=group.lon_deg,
+        expected_error_m=group.radius_m * factor,
+        support=group.support,
+        probability=likely,
+        reason=None,
+    )
+
+
+def _unknown(reason: str, *, support: float = 0.0, probability: float | None = None) -> Location:
+    return Location(lat_deg=None, lon_deg=None, expected_error_m=None, support=support, probability=probability, reason=reason)

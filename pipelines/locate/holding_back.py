@@ -1,0 +1,208 @@
+"""Photos of a map as questions to the rest of it: whom to ask, what to leave out of the map for each, and what that teaches.
+
+A photo taken a second before or after another one shows nearly the same, so leaving out the photo alone would make every question
+easy. Its whole drive is left out where enough places were driven twice; else its neighbours in the drive. Photos that belong to
+no drive are never asked.
+
+Letters: n photos of the map, q photos asked, K candidates of each.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Final, Literal
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float32, Float64, Int64
+from sklearn.neighbors import BallTree
+
+from fol_model.config import PoolConfig
+from fol_model.scheduling import pool_size
+from schemas.calibration import PoolFit
+
+RADIUS_M: Final = 25.0
+"""An answer is right up to this far from the truth."""
+
+NEIGHBOUR_M: Final = 7.5
+"""Photos of a drive nearer than this to the one asked are left out. Streets are photographed every 5 to 20 m, so most photos have
+another one within the radius; further out, nothing would be left of a narrow street that shows the place."""
+
+EARTH_M: Final = 6_371_000.0
+
+SAME_VIEW_DEG: Final = 60.0
+"""Two photos of a place that look further apart than this do not show the same; a street driven both ways is such a place."""
+
+GAP_S: Final = 600.0
+"""Photos of no named sequence that are further apart in time belong to different drives."""
+
+MOST_ASKED: Final = 256
+"""Photos held back. More: surer numbers, at some tens of milliseconds each."""
+
+LEAST_ASKED: Final = 30
+"""Fewer that can be answered teach nothing."""
+
+WITHOUT_ANSWER: Final = 1 / 4
+"""At most this share of those asked stands where no other photo was taken: a place like those that the map lacks."""
+
+KEPT: Final = 0.995
+"""Share of the right candidates among the first K that the pool must keep, and of early exits that must be right."""
+
+DELTAS: Final = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
+SIGMAS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+SURE_GAPS: Final = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
+SURE_SIGMAS: Final = (3.0, 4.0, 6.0, 8.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Places:
+    """Where and when the photos of a map were taken, in the order of their image ids."""
+
+    lat_deg: Float64[np.ndarray, " n"]
+    lon_deg: Float64[np.ndarray, " n"]
+    heading_deg: Float64[np.ndarray, " n"]
+    """Clockwise from north; NaN: not known."""
+    drive: Int64[np.ndarray, " n"]
+    """-1: none."""
+
+    @staticmethod
+    def of(images: pa.Table) -> "Places":
+        """Read photos in the schema of images."""
+        return Places(
+            lat_deg=images["lat_deg"].to_numpy(),
+            lon_deg=images["lon_deg"].to_numpy(),
+            heading_deg=images["heading_deg"].to_numpy().astype(np.float64),
+            drive=drives_of(images),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class HeldBack:
+    """What to ask."""
+
+    rule: Literal["drives", "neighbours"]
+    asked: Int64[np.ndarray, " q"]
+    """Rows of `Places`."""
+    with_answer: Bool[np.ndarray, " q"]
+
+    def left_out(self, places: Places, number: int) -> Bool[np.ndarray, " n"]:
+        """Mark what is no part of the map for one question: itself, and its drive or its neighbours in it."""
+        row = int(self.asked[number])
+        same: Bool[np.ndarray, " n"] = places.drive == places.drive[row]
+        if self.rule == "neighbours":
+            same &= _metres(places, row) < NEIGHBOUR_M
+        same[row] = True
+        return same
+
+
+def drives_of(images: pa.Table) -> Int64[np.ndarray, " n"]:
+    """Number the drives: named sequences, and runs in time of the other photos. -1: neither a sequence nor a time is known."""
+    names = images["sequence_id"].to_pylist()
+    numbers = {name: number for number, name in enumerate(sorted({name for name in names if name is not None}))}
+    drive = np.array([-1 if name is None else numbers[name] for name in names], np.int64)
+    taken = images["taken_at"].cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.float64)  # NaN: not known
+    loose = np.flatnonzero((drive < 0) & np.isfinite(taken))
+    loose = loose[np.argsort(taken[loose], kind="stable")]
+    drive[loose] = len(numbers) + np.cumsum(np.diff(taken[loose], prepend=taken[loose][:1]) > GAP_S * 1e6)
+    return drive
+
+
+def choose_held_back(places: Places) -> HeldBack | None:
+    """Choose whom to ask.
+
+    Returns:
+        None: hardly any place was photographed twice, or nobody knows in which drive.
+    """
+    tree = BallTree(np.radians(np.stack([places.lat_deg, places.lon_deg], axis=1)), metric="haversine")
+    candidates = np.flatnonzero(places.drive >= 0)[: 4 * MOST_ASKED]
+    if not len(candidates):
+        return None
+    positions = np.radians(np.stack([places.lat_deg[candidates], places.lon_deg[candidates]], axis=1))
+    near = tree.query_radius(positions, RADIUS_M / EARTH_M)
+    rules: tuple[Literal["drives", "neighbours"], ...] = ("drives", "neighbours")
+    for rule in rules:
+        answered = np.array([_has_answer(places, row, around, rule) for row, around in zip(candidates, near, strict=True)])
+        if answered.sum() >= LEAST_ASKED and answered.mean() >= 1 / 3:
+            asked = candidates[answered][:MOST_ASKED]
+            lost = candidates[~answered][: round(len(asked) * WITHOUT_ANSWER)]
+            rows = np.sort(np.concatenate([asked, lost]))
+            return HeldBack(rule=rule, asked=rows, with_answer=np.isin(rows, asked))
+    return None
+
+
+def fit_pool(cosines: Sequence[Float64[np.ndarray, " K"]], right: Sequence[Bool[np.ndarray, " K"]], base: PoolConfig) -> PoolFit:
+    """Find the smallest pools that keep the right candidates, and when one candidate is enough (SPEC 10.4).
+
+    Args:
+        cosines: of the candidates of each photo asked, largest first.
+        right: whether each shows the place.
+        base: the limits that are not fitted, and what holds where nothing better is found.
+    """
+    found = [(row, int(hits.argmax())) for row, hits in zip(cosines, right, strict=True) if hits.any()]
+
+    def sizes(config: PoolConfig) -> Int64[np.ndarray, " q"]:
+        return np.array([pool_size(row, config) for row in cosines], np.int64)
+
+    def kept(config: PoolConfig) -> float:
+        return float(np.mean([first < pool_size(row, config) for row, first in found])) if found else 0.0
+
+    never = replace(base, sure_gap=10.0)
+    candidates = [replace(never, delta=delta, sigmas=sigmas) for delta, sigmas in product(DELTAS, SIGMAS)]
+    good = [config for config in candidates if kept(config) >= KEPT]
+    best = min(good, key=lambda config: float(sizes(config).mean()), default=replace(never, delta=base.delta, sigmas=base.sigmas))
+    exits = []
+    for gap, sigmas in product(SURE_GAPS, SURE_SIGMAS):
+        config = replace(best, sure_gap=gap, sure_sigmas=sigmas)
+        alone = np.flatnonzero(sizes(config) == 1)
+        if len(alone) >= LEAST_ASKED and np.mean([right[row][0] for row in alone.tolist()]) >= KEPT:
+            exits.append((len(alone), config))
+    chosen = max(exits, key=lambda pair: pair[0])[1] if exits else best
+    return PoolFit(delta=chosen.delta, sigmas=chosen.sigmas, sure_gap=chosen.sure_gap, sure_sigmas=chosen.sure_sigmas)
+
+
+class BestOf:
+    """The K most similar photos of each question, of blocks of photos that come one after the other."""
+
+    def __init__(self, queries: Float32[np.ndarray, "q D"], kept: int) -> None:
+        self._queries = queries
+        self._kept = kept
+        self.cosines = np.full((len(queries), 0), -np.inf, np.float32)
+        self.rows = np.full((len(queries), 0), -1, np.int64)
+
+    def add(self, descriptors: Float32[np.ndarray, "n D"], rows: Int64[np.ndarray, " n"], skip: Bool[np.ndarray, "q n"]) -> None:
+        """Consider a block; equal cosines go to the smaller row.
+
+        Args:
+            descriptors: of unit length.
+            rows: their numbers.
+            skip: what is left out for each question.
+        """
+        fresh = np.where(skip, -np.inf, self._queries @ descriptors.T).astype(np.float32)
+        cosines = np.concatenate([self.cosines, fresh], axis=1)
+        numbers = np.concatenate([self.rows, np.broadcast_to(rows, fresh.shape)], axis=1)
+        order = np.lexsort((numbers, -cosines), axis=1)[:, : self._kept]
+        self.cosines, self.rows = np.take_along_axis(cosines, order, axis=1), np.take_along_axis(numbers, order, axis=1)
+
+    def __iter__(self) -> Iterator[tuple[Float64[np.ndarray, " K"], Int64[np.ndarray, " K"]]]:
+        """Go through the questions: cosines, largest first, and rows."""
+        for cosines, rows in zip(self.cosines, self.rows, strict=True):
+            found = np.isfinite(cosines)
+            yield cosines[found].astype(np.float64), rows[found]
+
+
+def _has_answer(places: Places, row: int, around: Int64[np.ndarray, " m"], rule: str) -> bool:
+    others = around[around != row]
+    turn = np.abs((places.heading_deg[others] - places.heading_deg[row] + 180) % 360 - 180)
+    others = others[~(turn > SAME_VIEW_DEG)]  # an unknown heading may be any
+    elsewhere = places.drive[others] != places.drive[row]
+    if rule == "neighbours":
+        elsewhere |= _metres(places, row)[others] >= NEIGHBOUR_M
+    return bool(elsewhere.any())
+
+
+def _metres(places: Places, row: int) -> Float64[np.ndarray, " n"]:
+    """From one photo to all, on a plane: good for the hundred metres round it, and far for all that is far."""
+    north = np.radians(places.lat_deg - places.lat_deg[row])
+    east = np.radians((places.lon_deg - places.lon_deg[row] + 180) % 360 - 180) * np.cos(np.radians(places.lat_deg[row]))
+    metres: Float64[np.ndarray, " n"] = np.hypot(north, east) * EARTH_M
+    return metres

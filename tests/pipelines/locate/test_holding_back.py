@@ -1,0 +1,148 @@
+"""Whom to hold back, what to leave out of the map for each, and the smallest pools that lose nothing."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fol_model.config import PoolConfig
+from fol_model.scheduling import pool_size
+from pipelines.locate.decide import fitted_pool
+from pipelines.locate.holding_back import LEAST_ASKED, RADIUS_M, BestOf, Places, choose_held_back, drives_of, fit_pool
+from schemas.images import IMAGES
+
+METRE = 1 / 111_195
+START = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+def images(rows: list[tuple[str | None, float | None]]) -> pa.Table:
+    """Photos by sequence and seconds after noon."""
+    schema = pa.schema([IMAGES.field("sequence_id"), IMAGES.field("taken_at")])
+    moments = [None if seconds is None else START + timedelta(seconds=seconds) for _, seconds in rows]
+    return pa.table({"sequence_id": [name for name, _ in rows], "taken_at": moments}, schema=schema)
+
+
+def street(*drives: np.ndarray) -> Places:
+    """Drives along one meridian, photos at these metres."""
+    north = np.concatenate(drives)
+    numbers = np.concatenate([np.full(len(drive), number) for number, drive in enumerate(drives)])
+    return Places(
+        lat_deg=55 + north * METRE,
+        lon_deg=np.full(len(north), 13.0),
+        heading_deg=np.full(len(north), np.nan),
+        drive=numbers.astype(np.int64),
+    )
+
+
+def test_drives_are_named_sequences_and_runs_in_time_of_the_others():
+    found = drives_of(images([("b", 0), ("a", 5), (None, 10), (None, 100), (None, 5000), (None, None), ("b", 9000)]))
+
+    assert found.tolist() == [1, 0, 2, 2, 3, -1, 1]
+
+
+def test_photos_of_unknown_drives_are_never_asked():
+    places = street(np.arange(100.0))
+
+    assert choose_held_back(replace(places, drive=np.full(100, -1))) is None
+
+
+def test_a_street_driven_both_ways_was_not_seen_twice():
+    places = street(np.arange(0, 500, 5.0), np.arange(500, 0, -5.0))
+    both_ways = replace(places, heading_deg=np.where(places.drive == 0, 0.0, 180.0))
+    held_back = choose_held_back(both_ways)
+
+    assert held_back is not None
+    assert held_back.rule == "neighbours"
+
+
+def test_where_streets_were_driven_twice_whole_drives_are_left_out():
+    places = street(np.arange(0, 1000, 10.0), np.arange(3, 1000, 10.0))
+    held_back = choose_held_back(places)
+
+    assert held_back is not None
+    assert (held_back.rule, held_back.with_answer.all()) == ("drives", True)
+    for number, row in enumerate(held_back.asked.tolist()):
+        assert np.array_equal(held_back.left_out(places, number), places.drive == places.drive[row])
+
+
+def test_where_they_were_driven_once_the_neighbours_in_the_drive_are():
+    """Photos 5 m apart: itself and one on either side are within 7.5 m."""
+    places = street(np.arange(0, 500, 5.0))
+    held_back = choose_held_back(places)
+
+    assert held_back is not None
+    assert held_back.rule == "neighbours"
+    assert {int(held_back.left_out(places, number).sum()) for number in range(10, 90)} == {3}
+
+
+def test_a_map_without_any_place_twice_holds_nothing_back():
+    assert choose_held_back(street(np.arange(0, 9000, 90.0))) is None
+
+
+def test_some_places_that_the_rest_lacks_are_asked_too_but_never_more_than_a_quarter():
+    places = street(np.arange(0, 1000, 10.0), np.concatenate([np.arange(3, 1000, 10.0), np.arange(5000, 9000, 90.0)]))
+    held_back = choose_held_back(places)
+
+    assert held_back is not None
+    assert 0 < (~held_back.with_answer).sum() <= held_back.with_answer.sum() / 4
+    far = places.lat_deg[held_back.asked[~held_back.with_answer]]
+    assert (far > 55 + (4000 + RADIUS_M) * METRE).all()
+
+
+@given(seed=st.integers(0, 100), cuts=st.lists(st.integers(0, 40), max_size=4), kept=st.integers(1, 12))
+def test_the_best_of_blocks_are_the_best_of_all_however_they_are_cut(seed: int, cuts: list[int], kept: int):
+    random = np.random.default_rng(seed)
+    queries, rows = random.integers(-2, 3, (3, 4)).astype(np.float32), random.integers(-2, 3, (40, 4)).astype(np.float32)
+    skip = random.random((3, 40)) < 0.3
+    best = BestOf(queries, kept)
+    bounds = sorted({0, *cuts, 40})
+    for start, stop in pairwise(bounds):
+        best.add(rows[start:stop], np.arange(start, stop), skip[:, start:stop])
+
+    for query, left_out, (cosines, found) in zip(queries, skip, best, strict=True):
+        scores = rows @ query
+        expected = sorted((row for row in range(40) if not left_out[row]), key=lambda row: (-scores[row], row))[:kept]
+        assert found.tolist() == expected
+        assert cosines.tolist() == scores[expected].tolist()
+
+
+def questions(seed: int, count: int = 120) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Half stand out by 0.3 over noise; of the others the right one is among the first few."""
+    random = np.random.default_rng(seed)
+    cosines, right = [], []
+    for number in range(count):
+        row = random.normal(0.3, 0.03, 100)
+        place = int(random.integers(100))
+        row[place] = row.max() + (0.3 if number % 2 else random.normal(0, 0.03))
+        order = np.argsort(-row)
+        cosines.append(row[order])
+        right.append(order == place)
+    return cosines, right
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_fitted_pools_keep_what_fixed_ones_find_and_are_a_third_as_large_at_most(seed: int):
+    cosines, right = questions(seed)
+
+    pool = fitted_pool(PoolConfig(), fit_pool(cosines, right, PoolConfig()))
+
+    sizes = np.array([pool_size(row, pool) for row in cosines])
+    in_pool = np.array([hits[:size].any() for hits, size in zip(right, sizes, strict=True)])
+    assert in_pool.mean() >= 0.995
+    assert sizes.mean() <= 100 / 3
+    assert (sizes == 1).sum() >= LEAST_ASKED
+    assert all(right[row][0] for row in np.flatnonzero(sizes == 1))
+
+
+def test_questions_without_any_answer_leave_the_default_pools():
+    cosines, right = questions(4)
+    nothing = [np.zeros_like(hits) for hits in right]
+
+    fit = fit_pool(cosines, nothing, PoolConfig())
+
+    assert (fit.delta, fit.sigmas) == (PoolConfig().delta, PoolConfig().sigmas)
