@@ -263,7 +263,7 @@ class RerankConfig:
     gamma: float = 1000.0
     """Weight of the global cosine in mode `paper`. S_l grows with the number of features, so fit gamma on validation photos."""
 
-    local_weight: float = 2.0
+    local_weight: float = 1.0
     """Weight of S'_l in mode `adaptive`; see README.md."""
 
     def __post_init__(self) -> None:

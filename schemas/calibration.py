@@ -11,6 +11,7 @@ SIGNALS: Final = ("support", "log_matches", "local_score", "score", "lead")
 class PoolFit(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of `fol_model.config.PoolConfig` that were fitted."""
 
+    min_size: int
     delta: float
     sigmas: float
     sure_gap: float
@@ -47,6 +48,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """... and among the first `fixed_pool`."""
     right: int
     """Best positions within 25 m."""
+    first_by_descriptor: float
+    """Share of the queries whose best candidate is right by the descriptor alone ..."""
+    first_reranked: float
+    """... and after re-ranking the pool with the fitted weight."""
     calibration_error: float | None
     """Mean difference of probability and share of right answers over ten groups of equal size; of photos left out of the fit."""
     reliability: list[tuple[float, float, int]]
@@ -62,13 +67,18 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Of the map when it was fitted."""
     pool: PoolFit | None
     """None: too few photos to fit one."""
+    local_weight: float | None
+    """`fol_model.config.RerankConfig.local_weight` that ranks most held-back photos right; None: too few photos."""
     confidence: ConfidenceFit | None
     evidence: Evidence
 
 
 def decode_calibration(stored: dict[str, Any] | None) -> Calibration | None:
-    """Read what a manifest holds."""
-    return None if stored is None else msgspec.convert(stored, Calibration)
+    """Read what a manifest holds; None also for one of another kind, without which a map is as good as not calibrated."""
+    try:
+        return None if stored is None else msgspec.convert(stored, Calibration)
+    except msgspec.ValidationError:
+        return None
 
 
 def encode_calibration(calibration: Calibration | None) -> dict[str, Any] | None:

@@ -12,18 +12,30 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from fol_model.inference import Reranker
+from fol_model.config import RerankConfig
+from fol_model.inference import Reranked, Reranker
+from fol_model.reranking import best_first, fused_scores
+from fol_model.scheduling import pool_size
 from infra.arrays import LocalFeaturesReader
 from infra.storage import Storage
 from infra.tables import DescriptorReader, read_descriptors, read_table
 from pipelines.build.membership import Selection, StoredSegment, segment_object
 from pipelines.locate.confidence import signals_of
-from pipelines.locate.decide import fitted_pool
 from pipelines.locate.fitting import calibration_error, fit_confidence, reliability_groups, risk_coverage
-from pipelines.locate.holding_back import RADIUS_M, BestOf, HeldBack, Places, choose_held_back, fit_pool
+from pipelines.locate.holding_back import (
+    LEAST_ASKED,
+    RADIUS_M,
+    BestOf,
+    HeldBack,
+    Places,
+    choose_held_back,
+    fit_pool,
+    fit_weight,
+    shrink_pool,
+)
 from pipelines.locate.position import Group, PositionConfig, Vote, best_group, distances_m
 from schemas import layout
-from schemas.calibration import Calibration, ConfidenceFit, Evidence, decode_calibration
+from schemas.calibration import Calibration, ConfidenceFit, Evidence, PoolFit, decode_calibration
 from schemas.local_features import LocalFeatures
 from schemas.manifest import Manifest
 
@@ -79,11 +91,25 @@ def calibrate(storage: Storage, stored: Stored, selection: Selection, reranker: 
     right = [photos.distances_m(row, found) <= RADIUS_M for row, (_, found) in zip(held_back.asked.tolist(), best, strict=True)]
     cosines = [row for row, _ in best]
     pool = fit_pool(cosines, right, base)
-    reranker = Reranker(replace(reranker.config, pool=fitted_pool(base, pool)))
+    reranker = Reranker(replace(reranker.config, pool=pool))
     sizes = [reranker.pool_size(row) for row in cosines]
-    asked = [
-        _ask(photos, row, found[:size], row_cosines, reranker)
+    matched = [
+        _match(photos, row, found[:size], row_cosines, reranker)
         for row, (row_cosines, found), size in zip(held_back.asked.tolist(), best, sizes, strict=True)
+    ]
+    local = [one.local_scores.astype(np.float64) for one in matched]
+    weight = reranker.config.local_weight
+    if reranker.config.mode == "adaptive" and held_back.with_answer.sum() >= LEAST_ASKED:
+        weight = fit_weight(cosines, local, right, reranker.config)
+    config = replace(reranker.config, local_weight=weight)
+    config = replace(config, pool=shrink_pool(cosines, local, right, config))
+    sizes = [pool_size(row, config.pool) for row in cosines]
+    local = [scores[:size] for scores, size in zip(local, sizes, strict=True)]
+    asked = [
+        _ask(photos, row, found[:size], one, fused_scores(config, row_cosines, scores), config)
+        for row, (row_cosines, found), size, one, scores in zip(
+            held_back.asked.tolist(), best, sizes, matched, local, strict=True
+        )
     ]
     answered = [one for one in asked if one is not None]
     is_right = np.array([one.right for one in answered], bool)
@@ -93,11 +119,13 @@ def calibrate(storage: Storage, stored: Stored, selection: Selection, reranker: 
         _blocks(photos.places, held_back)[[one is not None for one in asked]],
         error_factor=_error_factor(answered),
     )
+    firsts = [best_first(fused_scores(config, row, scores), config)[0] for row, scores in zip(cosines, local, strict=True)]
     return Calibration(
         photos=len(photos),
-        pool=pool,
+        pool=PoolFit(**{name: getattr(config.pool, name) for name in PoolFit.__struct_fields__}),
+        local_weight=weight,
         confidence=fitted[0] if fitted else None,
-        evidence=_evidence(held_back, sizes, right, is_right, fitted, base.max_size),
+        evidence=_evidence(held_back, sizes, right, firsts, is_right, fitted, base.max_size),
     )
 
 
@@ -178,23 +206,32 @@ def _search(photos: _Photos, held_back: HeldBack, kept: int) -> list[tuple[Float
     return list(best)
 
 
+def _match(
+    photos: _Photos, number: int, pool: Int64[np.ndarray, " K"], cosines: Float64[np.ndarray, " all"], reranker: Reranker
+) -> Reranked:
+    """Match one photo with its pool, as a query would be."""
+    query, *candidates = photos.local_features([number, *pool.tolist()])
+    return reranker.rerank(query, candidates, cosines)
+
+
 def _ask(
-    photos: _Photos, number: int, found: Int64[np.ndarray, " K"], cosines: Float64[np.ndarray, " all"], reranker: Reranker
+    photos: _Photos,
+    number: int,
+    pool: Int64[np.ndarray, " K"],
+    matched: Reranked,
+    scores: Float32[np.ndarray, " K"],
+    config: RerankConfig,
 ) -> _Asked | None:
     """Answer one photo as a query would be; None: nothing has anything in common with it."""
-    if not len(found):
-        return None
-    query, *candidates = photos.local_features([number, *found.tolist()])
-    ranked = reranker.rerank(query, candidates, cosines)
     votes = [
         Vote(
-            lat_deg=float(photos.places.lat_deg[found[place]]),
-            lon_deg=float(photos.places.lon_deg[found[place]]),
-            score=float(ranked.scores[place]),
-            matches=int(ranked.matches[place]),
-            local_score=float(ranked.local_scores[place]),
+            lat_deg=float(photos.places.lat_deg[pool[place]]),
+            lon_deg=float(photos.places.lon_deg[pool[place]]),
+            score=float(scores[place]),
+            matches=int(matched.matches[place]),
+            local_score=float(matched.local_scores[place]),
         )
-        for place in ranked.order.tolist()
+        for place in best_first(scores, config).tolist()
     ]
     group = best_group(votes, PositionConfig())
     if group is None:
@@ -229,6 +266,7 @@ def _evidence(
     held_back: HeldBack,
     sizes: Sequence[int],
     right: Sequence[Bool[np.ndarray, " K"]],
+    firsts: Sequence[int],
     is_right: Bool[np.ndarray, " n"],
     fitted: tuple[ConfidenceFit, Float64[np.ndarray, " n"]] | None,
     fixed: int,
@@ -244,6 +282,8 @@ def _evidence(
         pool_recall=round(float(np.mean(in_pool)), 6),
         fixed_recall=round(float(np.mean([bool(hits.any()) for hits in right])), 6),
         right=int(is_right.sum()),
+        first_by_descriptor=round(float(np.mean([bool(hits[0]) for hits in right])), 6),
+        first_reranked=round(float(np.mean([bool(hits[first]) for hits, first in zip(right, firsts, strict=True)])), 6),
         calibration_error=calibration_error(groups) if fitted else None,
         reliability=groups,
         risk_coverage=risk_coverage(fitted[1], is_right) if fitted else [],

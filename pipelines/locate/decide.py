@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
+
 from fol_model.config import PoolConfig
 from pipelines.locate.confidence import probability, signals_of
 from pipelines.locate.position import Group, Location, PositionConfig, Vote, best_group
@@ -32,9 +34,7 @@ def locate(votes: Sequence[Vote], config: PositionConfig, confidence: Confidence
 
 def fitted_pool(base: PoolConfig, fit: PoolFit | None) -> PoolConfig:
     """Put fitted values in the place of the defaults."""
-    if fit is None:
-        return base
-    return replace(base, delta=fit.delta, sigmas=fit.sigmas, sure_gap=fit.sure_gap, sure_sigmas=fit.sure_sigmas)
+    return base if fit is None else replace(base, **msgspec.structs.asdict(fit))
 
 
 def needed_probability(confidence: ConfidenceFit, precision: float) -> float:

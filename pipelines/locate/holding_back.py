@@ -17,9 +17,9 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Float64, Int64
 from sklearn.neighbors import BallTree
 
-from fol_model.config import PoolConfig
+from fol_model.config import PoolConfig, RerankConfig
+from fol_model.reranking import best_first, fused_scores
 from fol_model.scheduling import pool_size
-from schemas.calibration import PoolFit
 
 RADIUS_M: Final = 25.0
 """An answer is right up to this far from the truth."""
@@ -37,7 +37,7 @@ GAP_S: Final = 600.0
 """Photos of no named sequence that are further apart in time belong to different drives."""
 
 MOST_ASKED: Final = 256
-"""Photos held back. More: surer numbers, at some tens of milliseconds each."""
+"""Photos held back, and of a small map at most half of it. More: surer numbers, at a tenth of a second each."""
 
 LEAST_ASKED: Final = 30
 """Fewer that can be answered teach nothing."""
@@ -50,6 +50,8 @@ KEPT: Final = 0.995
 
 DELTAS: Final = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 SIGMAS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+LEAST_SIZES: Final = (2, 5, 10)
+WEIGHTS: Final = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 SURE_GAPS: Final = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
 SURE_SIGMAS: Final = (3.0, 4.0, 6.0, 8.0)
 
@@ -114,7 +116,8 @@ def choose_held_back(places: Places) -> HeldBack | None:
         None: hardly any place was photographed twice, or nobody knows in which drive.
     """
     tree = BallTree(np.radians(np.stack([places.lat_deg, places.lon_deg], axis=1)), metric="haversine")
-    candidates = np.flatnonzero(places.drive >= 0)[: 4 * MOST_ASKED]
+    most = min(MOST_ASKED, len(places.drive) // 2)
+    candidates = np.flatnonzero(places.drive >= 0)[: 4 * most]
     if not len(candidates):
         return None
     positions = np.radians(np.stack([places.lat_deg[candidates], places.lon_deg[candidates]], axis=1))
@@ -123,14 +126,16 @@ def choose_held_back(places: Places) -> HeldBack | None:
     for rule in rules:
         answered = np.array([_has_answer(places, row, around, rule) for row, around in zip(candidates, near, strict=True)])
         if answered.sum() >= LEAST_ASKED and answered.mean() >= 1 / 3:
-            asked = candidates[answered][:MOST_ASKED]
+            asked = candidates[answered][:most]
             lost = candidates[~answered][: round(len(asked) * WITHOUT_ANSWER)]
             rows = np.sort(np.concatenate([asked, lost]))
             return HeldBack(rule=rule, asked=rows, with_answer=np.isin(rows, asked))
     return None
 
 
-def fit_pool(cosines: Sequence[Float64[np.ndarray, " K"]], right: Sequence[Bool[np.ndarray, " K"]], base: PoolConfig) -> PoolFit:
+def fit_pool(
+    cosines: Sequence[Float64[np.ndarray, " K"]], right: Sequence[Bool[np.ndarray, " K"]], base: PoolConfig
+) -> PoolConfig:
     """Find the smallest pools that keep the right candidates, and when one candidate is enough (SPEC 10.4).
 
     Args:
@@ -156,8 +161,64 @@ def fit_pool(cosines: Sequence[Float64[np.ndarray, " K"]], right: Sequence[Bool[
         alone = np.flatnonzero(sizes(config) == 1)
         if len(alone) >= LEAST_ASKED and np.mean([right[row][0] for row in alone.tolist()]) >= KEPT:
             exits.append((len(alone), config))
-    chosen = max(exits, key=lambda pair: pair[0])[1] if exits else best
-    return PoolFit(delta=chosen.delta, sigmas=chosen.sigmas, sure_gap=chosen.sure_gap, sure_sigmas=chosen.sure_sigmas)
+    return max(exits, key=lambda pair: pair[0])[1] if exits else best
+
+
+def fit_weight(
+    cosines: Sequence[Float64[np.ndarray, " all"]],
+    local: Sequence[Float64[np.ndarray, " K"]],
+    right: Sequence[Bool[np.ndarray, " all"]],
+    config: RerankConfig,
+) -> float:
+    """Choose how much local features weigh, none at all included: the weight that puts a right candidate first most often.
+
+    Args:
+        cosines: of the candidates of each photo asked, largest first.
+        local: local scores of the pool, the first K of them.
+        right: whether each candidate shows the place.
+        config: with the weight that wins where others do no better.
+    """
+
+    return max(
+        (config.local_weight, *WEIGHTS),
+        key=lambda weight: _first_right(cosines, local, right, replace(config, local_weight=weight)),
+    )
+
+
+def shrink_pool(
+    cosines: Sequence[Float64[np.ndarray, " all"]],
+    local: Sequence[Float64[np.ndarray, " K"]],
+    right: Sequence[Bool[np.ndarray, " all"]],
+    config: RerankConfig,
+) -> PoolConfig:
+    """Find the smallest pools that rank as many right candidates first as those that were matched.
+
+    Args:
+        cosines: of the candidates of each photo asked, largest first.
+        local: local scores of the pool of `config`.
+        right: whether each candidate shows the place.
+        config: as fitted so far.
+    """
+    target = _first_right(cosines, local, right, config)
+    best, best_mean = config.pool, float(np.mean([len(scores) for scores in local]))
+    for least, delta, sigmas in product(LEAST_SIZES, DELTAS, SIGMAS):
+        pool = replace(config.pool, min_size=least, delta=delta, sigmas=sigmas)
+        trimmed = [scores[: pool_size(row, pool)] for row, scores in zip(cosines, local, strict=True)]
+        mean = float(np.mean([len(scores) for scores in trimmed]))
+        if mean < best_mean and _first_right(cosines, trimmed, right, config) >= target:
+            best, best_mean = pool, mean
+    return best
+
+
+def _first_right(
+    cosines: Sequence[Float64[np.ndarray, " all"]],
+    local: Sequence[Float64[np.ndarray, " K"]],
+    right: Sequence[Bool[np.ndarray, " all"]],
+    config: RerankConfig,
+) -> int:
+    """Count the photos whose first candidate is right."""
+    orders = (best_first(fused_scores(config, row, pool), config) for row, pool in zip(cosines, local, strict=True))
+    return sum(bool(hits[order[0]]) for hits, order in zip(right, orders, strict=True))
 
 
 class BestOf:

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import numpy as np
 from jaxtyping import Float16, Float32, Float64, UInt8
 
-from fol_model.config import PoolConfig, RerankConfig
+from fol_model.config import RerankConfig
 from fol_model.inference import EncodedPhoto, Encoder, Reranker
 from infra.commits import read_head, read_version
 from infra.settings import Settings
@@ -41,6 +41,9 @@ NO_FEATURES: Final = LocalFeatures(
     features=np.empty((0, 1), np.int8), patch=np.empty((0, 2), np.uint8), reliability=np.empty(0, np.uint8)
 )
 """What stands for local features that cannot be used."""
+
+ROWS_AT_ONCE: Final = 16
+"""Descriptors in memory as float64 while they are compared: 1 MB."""
 
 T = TypeVar("T")
 
@@ -72,8 +75,8 @@ class Answer:
     map: OpenedMap
     """The version that all of it comes from."""
     without_features: list[str] = field(default_factory=list)
-    """Candidates of the pool, by image id, whose local features were missing, damaged or none: they are ordered by their cosine
-    alone, as far as their score goes, and `folio verify` says what is wrong with them."""
+    """Candidates of the pool, by image id, that are ranked by their cosine alone: their local features are missing, damaged,
+    none, or of another size than the query's. `folio verify` says which objects are damaged."""
 
 
 class QueryWorker:
@@ -153,14 +156,18 @@ class QueryWorker:
         query: EncodedPhoto,
         read_features: Callable[[OpenedMap, list[StoredPhoto]], Sequence[LocalFeatures | None]],
     ) -> Answer:
-        reranker = Reranker(replace(self._config, pool=self._pool(opened)))
+        reranker = Reranker(self._fitted(opened))
         photos, cosines = self._best_by_descriptor(opened, query.descriptor)
         if not photos:  # all were taken down
             return Answer(candidates=[], pool_size=0, matched_patches=np.empty((0, 4), np.uint8), map=opened)
         pool = reranker.pool_size(cosines)
-        features = read_features(opened, photos[:pool])
-        lacking = [photos[place].image_id for place, found in enumerate(features) if found is None or not len(found)]
-        ranked = reranker.rerank(query, [NO_FEATURES if found is None else found for found in features], cosines)
+        dim = query.features.shape[1]
+        features = [
+            NO_FEATURES if found is None or not len(found) or found.features.shape[1] != dim else found
+            for found in read_features(opened, photos[:pool])
+        ]
+        lacking = [photos[place].image_id for place, found in enumerate(features) if found is NO_FEATURES]
+        ranked = reranker.rerank(query, features, cosines)
         reranked = [
             Candidate(
                 photo=photos[place],
@@ -191,12 +198,12 @@ class QueryWorker:
             without_features=lacking,
         )
 
-    def _pool(self, opened: OpenedMap) -> PoolConfig:
-        """The pool that was fitted to the map, unless the caller asked for another one than the default."""
-        pool = self._config.pool
-        if opened.calibration is None or pool != PoolConfig():
-            return pool
-        return fitted_pool(pool, opened.calibration.pool)
+    def _fitted(self, opened: OpenedMap) -> RerankConfig:
+        """What was fitted to the map, unless the caller asked for something else than the network's defaults."""
+        if opened.calibration is None or self._config != self.encoder.reranking:
+            return self._config
+        weight, pool = opened.calibration.local_weight, fitted_pool(self._config.pool, opened.calibration.pool)
+        return replace(self._config, pool=pool, local_weight=self._config.local_weight if weight is None else weight)
 
     def _best_by_descriptor(
         self, opened: OpenedMap, descriptor: Float32[np.ndarray, " D"]
@@ -246,9 +253,12 @@ def exact_cosines(stored: Float16[np.ndarray, "n D"], query: Float32[np.ndarray,
     Summed row by row in float64 and not by a matrix product, whose last bits depend on which rows stand together. Stored
     descriptors lost their exact unit length when they were halved, so they are normalised again.
     """
-    rows = stored.astype(np.float64)
-    lengths = np.sqrt((rows * rows).sum(axis=1))
-    return (rows * query.astype(np.float64)).sum(axis=1) / lengths  # type: ignore[no-any-return]
+    wanted, cosines = query.astype(np.float64), np.empty(len(stored))
+    for start in range(0, len(stored), ROWS_AT_ONCE):
+        rows = stored[start : start + ROWS_AT_ONCE].astype(np.float64)
+        lengths = np.sqrt((rows * rows).sum(axis=1))
+        cosines[start : start + ROWS_AT_ONCE] = (rows * wanted).sum(axis=1) / lengths
+    return cosines
 
 
 def open_worker(

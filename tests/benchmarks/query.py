@@ -737,7 +737,7 @@ def rerank_part(names: Sequence[str], *, most: int, full: bool) -> dict[str, Any
     )
     return {
         **_machine(),
-        "recipe": encoder.recipe.name,
+        "recipe": asdict(encoder.recipe),
         "fingerprint": encoder.fingerprint,
         "reranking": asdict(encoder.reranking),
         "candidates": CANDIDATES,
@@ -773,6 +773,7 @@ def worker_part(count: int, queries: int, s3: str | None) -> dict[str, Any]:
     return {
         **_machine(),
         "store": "s3" if s3 else "disk",
+        "recipe": asdict(folio_small()),
         "photos": count,
         "segments": len(manifest.segments),
         "index": {"kind": index.kind, "parameters": index.parameters, "shards": len(index.shards)},

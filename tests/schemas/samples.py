@@ -11,6 +11,7 @@ import pyarrow as pa
 from infra.tables import descriptor_column
 from pipelines.build.plan import BuildPlan
 from pipelines.ivfpq import IndexConfig, IvfPqParameters
+from schemas.calibration import Calibration, ConfidenceFit, Evidence, PoolFit
 from schemas.coverage import COVERAGE
 from schemas.descriptors import descriptors_schema
 from schemas.geoparquet import point_columns
@@ -284,6 +285,30 @@ def metrics() -> pa.Table:
             {"metric": "answered", "stage": "geotag", "at": None, "value": 0.75, "unit": "fraction", "queries": 4},
         ],
         METRICS,
+    )
+
+
+def calibration() -> Calibration:
+    return Calibration(
+        photos=360,
+        pool=PoolFit(min_size=5, delta=0.1, sigmas=1.5, sure_gap=0.2, sure_sigmas=6.0),
+        local_weight=1.5,
+        confidence=ConfidenceFit(weights={"support": 2.0}, intercept=-1.0, thresholds={"0.95": 0.9}, error_factor=0.8),
+        evidence=Evidence(
+            held_back="drives",
+            queries=180,
+            with_answer=150,
+            mean_pool=12.5,
+            fixed_pool=100,
+            pool_recall=0.95,
+            fixed_recall=0.96,
+            right=140,
+            first_by_descriptor=0.75,
+            first_reranked=0.8,
+            calibration_error=0.05,
+            reliability=[(0.25, 0.3, 90), (0.9, 0.95, 90)],
+            risk_coverage=[(0.95, 0.5, 1.0), (0.25, 1.0, 0.78)],
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """A query worker stands on one version per answer and moves on without dropping a request."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from fol_model.config import RerankConfig
+from fol_model.config import PoolConfig, RerankConfig
 from fol_model.inference import EncodedPhoto
 from infra.commits import publish, read_head, receipt_path, retire
 from infra.settings import Settings
@@ -15,15 +16,18 @@ from infra.storage import Storage, open_storage
 from pipelines.query.opened_map import OpenedMap
 from pipelines.query.worker import Answer, QueryWorker
 from schemas import layout
+from schemas.calibration import Calibration, PoolFit, encode_calibration
 from schemas.errors import DamagedError, MapError, ObjectMissing
 from schemas.manifest import Manifest
 from tests.pipelines.maintain.photo_maps import LOCAL_DIM, MODEL, descriptor, images, publish_map, write_segment
+from tests.schemas import samples
 
 
 class KnowsItsModel:
     """All that a worker asks of an encoder when photos are encoded already."""
 
     fingerprint = MODEL.fingerprint
+    reranking = RerankConfig()
 
 
 @pytest.fixture
@@ -31,9 +35,14 @@ def storage(tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "map"), Settings(threads=1))
 
 
-def worker_on(storage: Storage, manifest: Manifest, *, follows: bool = True) -> QueryWorker:
+BOTH = RerankConfig(pool=PoolConfig(fixed_size=2))
+
+
+def worker_on(
+    storage: Storage, manifest: Manifest, *, follows: bool = True, config: RerankConfig = KnowsItsModel.reranking
+) -> QueryWorker:
     encoder: Any = KnowsItsModel()
-    return QueryWorker(storage, OpenedMap(storage, manifest), encoder, RerankConfig(), follows=follows)
+    return QueryWorker(storage, OpenedMap(storage, manifest), encoder, config, follows=follows)
 
 
 def photo(number: int) -> EncodedPhoto:
@@ -141,3 +150,78 @@ def test_a_damaged_newest_version_leaves_the_worker_where_it_is(storage: Storage
         worker.refresh()
 
     assert worker.answer_encoded(photo(1)).map.manifest.version == 1
+
+
+# ------------------------------------------------------------------------------- local features that cannot be used
+
+
+def spoil_features(storage: Storage, manifest: Manifest) -> None:
+    """Flip a bit in the first chunk of the first segment: of one photo."""
+    folder = layout.segment_folder(manifest.segments[0].segment_id, manifest.segments[0].attempt)
+    path = f"{folder}/{layout.LOCAL_FEATURES}/c/0/0/0"
+    flipped = bytearray(storage.get(path))
+    flipped[5] ^= 1
+    storage.put(path, bytes(flipped))
+
+
+def test_a_candidate_with_damaged_features_keeps_its_global_place_and_the_answer_says_so(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+):
+    first = publish_photos(storage, 1, 2)
+    whole = worker_on(storage, first).answer_encoded(photo(1))
+    spoil_features(storage, first)
+
+    answer = worker_on(storage, first).answer_encoded(photo(1))
+
+    (lacking,) = answer.without_features
+    assert whole.without_features == []
+    assert {one.photo.image_id for one in answer.candidates} == {one.photo.image_id for one in whole.candidates}
+    assert [one.cosine for one in answer.candidates] == [one.cosine for one in whole.candidates]
+    assert [one.matches for one in answer.candidates if one.photo.image_id == lacking] == [0]
+    assert "is ranked by its descriptor alone" in caplog.text
+    assert "wrong crc32c" in caplog.text
+
+
+def test_damaged_features_of_an_old_version_are_left_for_the_newest(storage: Storage):
+    first = publish_photos(storage, 1, 2)
+    worker = worker_on(storage, first)
+    spoil_features(storage, first)
+    publish_photos(storage, 1, 3)
+
+    answer = worker.answer_encoded(photo(1))
+
+    assert (answer.map.manifest.version, answer.without_features) == (2, [])
+
+
+@pytest.mark.parametrize("features", [np.zeros((0, LOCAL_DIM), np.float16), np.ones((1, 7), np.float16)], ids=["none", "size"])
+def test_candidates_and_queries_whose_features_do_not_fit_are_ranked_by_descriptor(storage: Storage, features: np.ndarray):
+    """No features at all, as of a photo that is all padding; or as of a map that another recipe wrote."""
+    worker = worker_on(storage, publish_photos(storage, 1, 2), config=BOTH)
+    n = len(features)
+    query = replace(photo(1), features=features, patch=np.zeros((n, 2), np.uint8), reliability=np.ones(n, np.uint8))
+
+    answer = worker.answer_encoded(query)
+
+    assert [(one.global_rank, one.matches) for one in answer.candidates] == [(1, 0), (2, 0)]
+    assert len(answer.without_features) == 2 * n
+
+
+# ------------------------------------------------------------------------------------------- what was fitted to the map
+
+
+def test_a_worker_uses_what_was_fitted_to_its_map_unless_it_was_told_otherwise(storage: Storage):
+    fitted = Calibration(
+        photos=6,
+        pool=PoolFit(min_size=6, delta=0.0, sigmas=9.0, sure_gap=10.0, sure_sigmas=6.0),
+        local_weight=0.0,
+        confidence=None,
+        evidence=samples.calibration().evidence,
+    )
+    first = publish_photos(storage, 1, 2, 3, 4, 5, 6)
+    second = msgspec.structs.replace(first, calibration=encode_calibration(fitted), content_id="fitted")
+    publish(storage, lambda head: second)
+    plain, with_fit = worker_on(storage, first), worker_on(storage, read_head(storage))
+    told = QueryWorker(storage, with_fit.map, with_fit.encoder, RerankConfig(mode="count"))
+
+    assert plain.answer_encoded(photo(1)).pool_size == told.answer_encoded(photo(1)).pool_size == 1  # it is beyond doubt
+    assert with_fit.answer_encoded(photo(1)).pool_size == 6
