@@ -22,7 +22,7 @@ from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.model import untrained_note
 from pipelines.geotag.geojson import to_geojson
-from pipelines.locate.decide import locate
+from pipelines.locate.decide import locate, needed_probability
 from pipelines.locate.position import PositionConfig, Vote
 from pipelines.query.answering import Answers, answer_catalog
 from pipelines.query.worker import open_worker
@@ -106,7 +106,12 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
         photos_per_second=len(geotags) / seconds if seconds else 0.0,
         recipe=answers.facts["model"],
         trained=answers.facts["trained"],
-        notes=[*catalog.notes, *_moved_on(answers.versions), *_degraded(answers.without_features)],
+        notes=[
+            *catalog.notes,
+            *_moved_on(answers.versions),
+            *_degraded(answers.without_features),
+            *_unproven(answers, request.position),
+        ],
     )
 
 
@@ -139,6 +144,15 @@ def _moved_on(versions: list[int]) -> list[str]:
     if len(versions) < 2:
         return []
     return [f"objects of version {versions[0]} were removed meanwhile; later photos were answered from version {versions[-1]}"]
+
+
+def _unproven(answers: Answers, config: PositionConfig) -> list[str]:
+    """Say when the promise is not one: nothing was fitted to the map, or too little to prove it."""
+    confidence = answers.calibration.confidence if answers.calibration else None
+    if confidence is not None and needed_probability(confidence, config.precision) is not None:
+        return []
+    why = "is not calibrated" if confidence is None else f"could not prove {config.precision:.0%} on its own photos"
+    return [f"the map {why}: what the candidates agree on is answered, and how often that is right is not known"]
 
 
 def _degraded(queries: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Decide on a position or on "don't know": by a probability where the map is calibrated, else by agreement alone."""
+"""Decide on a position or on "don't know": by a probability where the map has proven the promise, else by agreement alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,15 +17,16 @@ def locate(votes: Sequence[Vote], config: PositionConfig, confidence: Confidence
     Args:
         votes: the re-ranked candidates, best first; may be empty.
         config: what counts as agreement, and how much is needed.
-        confidence: the map's own model; None: the map is not calibrated.
+        confidence: the map's own model; None: the map is not calibrated. A precision that it has not proven is not promised: the
+            candidates' agreement decides then, and the probability is told beside it.
     """
     group = best_group(votes, config)
     if group is None:
         return _unknown("no photo of the map has anything in common with it", probability=None if confidence is None else 0.0)
-    if confidence is None:
-        return _by_agreement(votes, group, config)
-    likely = probability(confidence, signals_of(votes, group))
-    needed = needed_probability(confidence, config.precision)
+    likely = None if confidence is None else probability(confidence, signals_of(votes, group))
+    needed = None if confidence is None else needed_probability(confidence, config.precision)
+    if confidence is None or likely is None or needed is None:
+        return _by_agreement(votes, group, config, likely)
     if likely < needed:
         reason = f"probability {likely:.2f}, and {needed:.2f} is needed for answers of which {config.precision:.0%} are right"
         return _unknown(reason, support=group.support, probability=likely)
@@ -37,20 +38,21 @@ def fitted_pool(base: PoolConfig, fit: PoolFit | None) -> PoolConfig:
     return base if fit is None else replace(base, **msgspec.structs.asdict(fit))
 
 
-def needed_probability(confidence: ConfidenceFit, precision: float) -> float:
-    """Look up the least probability that keeps a promise; a promise that was never shown to hold must be kept by itself."""
-    proven = [level for promise, level in confidence.thresholds.items() if float(promise) >= precision]
-    return min(proven, default=precision)
+def needed_probability(confidence: ConfidenceFit, precision: float) -> float | None:
+    """Look up the least probability that keeps a promise; None: the photos held back could not prove it."""
+    return min((level for promise, level in confidence.thresholds.items() if float(promise) >= precision), default=None)
 
 
-def _by_agreement(votes: Sequence[Vote], group: Group, config: PositionConfig) -> Location:
+def _by_agreement(votes: Sequence[Vote], group: Group, config: PositionConfig, likely: float | None) -> Location:
     share = group.support
     if share < config.min_support:
         needed = f"{config.min_support:.0%} are needed"
-        return _unknown(f"candidates disagree: the largest group holds {share:.0%} of the evidence, {needed}", support=share)
+        reason = f"candidates disagree: the largest group holds {share:.0%} of the evidence, {needed}"
+        return _unknown(reason, support=share, probability=likely)
     if votes[0].matches < config.min_matches:
-        return _unknown(f"only {votes[0].matches} local features match, {config.min_matches} are needed", support=share)
-    return _answer(group, None, factor=1.0)
+        reason = f"only {votes[0].matches} local features match, {config.min_matches} are needed"
+        return _unknown(reason, support=share, probability=likely)
+    return _answer(group, likely, factor=1.0)
 
 
 def _answer(group: Group, likely: float | None, *, factor: float) -> Location:
