@@ -249,7 +249,9 @@ def _side_by_side(
     """Lay candidates side by side, each padded to the widest: their vectors, inverse lengths, and which columns are padding."""
     if len(candidates) == 1:
         return candidates[0].vectors, candidates[0].inverse_lengths, None
-    vectors = torch.cat([functional.pad(one.vectors, (0, 0, 0, widest - len(one))) for one in candidates])
+    dim = next(one.vectors.shape[1] for one in candidates if len(one))  # one without features may be of any size
+    shaped = [one.vectors if len(one) else one.vectors.new_empty((0, dim)) for one in candidates]
+    vectors = torch.cat([functional.pad(one, (0, 0, 0, widest - len(one))) for one in shaped])
     scales = [one.inverse_lengths for one in candidates if one.inverse_lengths is not None]
     scale = torch.cat([functional.pad(one, (0, widest - len(one))) for one in scales]) if scales else None
     if all(len(one) == widest for one in candidates):

@@ -204,7 +204,7 @@ def test_the_readme_opens_a_map_without_our_code(city: City) -> None:
     assert snippet
     program = snippet[1].replace("lund.map", str(city.map)) + (
         "first_id = next(m['first_id'] for m in shard['segments'] if m['segment_id'] == segment['segment_id'])\n"
-        "print(len(images) == len(descriptors) == local['features'].shape[0], first_id in ids[0])\n"
+        "print(len(images) == len(descriptors) == local.shape[0], first_id in ids[0])\n"
     )
 
     ran = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)

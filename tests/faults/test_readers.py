@@ -62,7 +62,7 @@ def test_while_versions_come_and_go_no_request_fails_and_each_answer_is_of_one_v
     storage: Storage, monkeypatch: pytest.MonkeyPatch, told_to_move: bool
 ):
     """Each version has one photo of the one before, so a mixed answer would be no version's; each is purged at once."""
-    monkeypatch.setattr(opened_map, "CACHED_PHOTOS", 1)  # else a worker that knows all photos needs no object any more
+    monkeypatch.setattr(opened_map, "CACHE_BYTES", 1)  # else a worker that knows all photos needs no object any more
     monkeypatch.setattr(arrays, "SHARD_BYTES", 1 << 16)
     started, versions, photos = time.monotonic(), rounds(quick=4, full=50), 4
     current = publish_photos(storage, *range(photos))

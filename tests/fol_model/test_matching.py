@@ -170,6 +170,12 @@ def test_a_code_points_where_its_feature_does(seed: int, largest: int):
     assert (np.abs(codes * step - features) <= step * 0.6).all()
 
 
+def test_a_candidate_without_features_may_be_of_any_size_beside_others():
+    here, nothing = ready(random_codes(0, 5, dim=8)), from_stored(np.empty((0, 1), np.int8), as_codes=True, device=torch.device("cpu"))
+
+    assert match_block(here, [nothing, here, nothing], min_cosine=0.5).counts.tolist() == [0, 5 - 1, 0]
+
+
 def test_features_of_nothing_become_codes_that_match_nothing():
     blank = ready(to_codes(np.zeros((3, 8), np.float32)))
 

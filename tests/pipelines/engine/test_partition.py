@@ -70,14 +70,14 @@ def test_two_keys_are_not_one_key_that_reads_like_both():
 
 
 def test_the_name_of_a_segment_does_not_change_between_versions_of_folio():
-    """`printf '[["a","b"],"model",[1,1,1,1]]' | sha256sum`, the first 24 digits. Another name would encode every photo again."""
-    assert segment_id(["b", "a"], "model") == "0d2ec7c1096af6e02d08c918"
+    """`printf '[["a","b"],"model",[1,1,2,1]]' | sha256sum`, the first 24 digits; the numbers are of formats."""
+    assert segment_id(["b", "a"], "model") == "44a9c88a80038c58ccb259e4"
 
 
 @pytest.mark.parametrize("kind", ["images", "descriptors", "local_features", "rejects"])
 def test_a_new_format_of_what_a_segment_holds_makes_new_segments(kind: str, monkeypatch: pytest.MonkeyPatch):
     before = segment_id(["a"], "model")
 
-    monkeypatch.setitem(versions.FORMATS, kind, 2)
+    monkeypatch.setitem(versions.FORMATS, kind, versions.FORMATS[kind] + 1)
 
     assert segment_id(["a"], "model") != before
