@@ -171,7 +171,10 @@ def test_a_code_points_where_its_feature_does(seed: int, largest: int):
 
 
 def test_a_candidate_without_features_may_be_of_any_size_beside_others():
-    here, nothing = ready(random_codes(0, 5, dim=8)), from_stored(np.empty((0, 1), np.int8), as_codes=True, device=torch.device("cpu"))
+    here, nothing = (
+        ready(random_codes(0, 5, dim=8)),
+        from_stored(np.empty((0, 1), np.int8), as_codes=True, device=torch.device("cpu")),
+    )
 
     assert match_block(here, [nothing, here, nothing], min_cosine=0.5).counts.tolist() == [0, 5 - 1, 0]
 
