@@ -23,7 +23,6 @@ from pipelines.build.membership import Selection, StoredSegment, segment_object
 from pipelines.locate.confidence import signals_of
 from pipelines.locate.fitting import calibration_error, fit_confidence, reliability_groups, risk_coverage
 from pipelines.locate.holding_back import (
-    LEAST_ASKED,
     RADIUS_M,
     BestOf,
     HeldBack,
@@ -38,8 +37,6 @@ from schemas import layout
 from schemas.calibration import Calibration, ConfidenceFit, Evidence, PoolFit, decode_calibration
 from schemas.local_features import LocalFeatures
 from schemas.manifest import Manifest
-
-NOT_CALIBRATED: Final = "not calibrated: too few places were photographed in two drives, or at known times"
 
 STALE: Final = 1 / 4
 """A map that grew or shrank by more than this share is calibrated anew."""
@@ -99,7 +96,7 @@ def calibrate(storage: Storage, stored: Stored, selection: Selection, reranker: 
     ]
     local = [one.local_scores.astype(np.float64) for one in matched]
     weight = reranker.config.local_weight
-    if reranker.config.mode == "adaptive" and held_back.with_answer.sum() >= LEAST_ASKED:
+    if reranker.config.mode == "adaptive":
         weight = fit_weight(cosines, local, right, reranker.config)
     config = replace(reranker.config, local_weight=weight)
     config = replace(config, pool=shrink_pool(cosines, local, right, config))
