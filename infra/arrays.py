@@ -1,4 +1,4 @@
-"""The local features of a segment as a Zarr v3 array (`schemas/local_features.py`), written and read through `Storage`.
+"""The Zarr v3 arrays of a segment (`schemas/{local_features,descriptor_codes}.py`), written and read through `Storage`.
 
 Workers append photo by photo and hold one shard in memory; queries read single photos as small ranges. Anyone with Zarr opens the
 array without this file. What Zarr by itself would pass over is an error here: it reads what is missing as zeros.
@@ -6,13 +6,15 @@ array without this file. What Zarr by itself would pass over is an error here: i
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, cast
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar, cast
 
 import google_crc32c
 import numpy as np
 import zarr
+from jaxtyping import Int8
 from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -25,6 +27,7 @@ from schemas.manifest import ObjectRef
 from schemas.versions import FORMATS, require_readable
 
 AnyArray = zarr.Array[Any]
+T = TypeVar("T")
 
 SHARD_BYTES: Final = 32 * 1024 * 1024
 """Features in one shard object, about, and in the writer's memory."""
@@ -53,21 +56,12 @@ class LocalFeaturesWriter:
         self._precision: Precision = precision
         row = (features_per_photo, bytes_per_feature(dim, precision))
         self._shard_photos = max(1, min(SHARD_PHOTOS, SHARD_BYTES // max(1, math.prod(row))))
-        self._array: AnyArray = zarr.create_array(
+        self._array = _create_rows(
             self._store,
-            shape=(0, *row),
-            dtype=np.dtype(np.uint8),
-            chunks=(1, *row),
-            shards=(self._shard_photos, *row),
-            zarr_format=3,
-            compressors=[Crc32cCodec()],  # codes do not compress; without the checksum a flipped bit is read as it is
-            attributes={
-                "kind": "local_features",
-                "version": FORMATS["local_features"],
-                "dim": dim,
-                "precision": precision,
-            },
-            config={"write_empty_chunks": True},  # so that a chunk that is not there is never right
+            (0, *row),
+            np.dtype(np.uint8),
+            shard_rows=self._shard_photos,
+            attributes={"kind": "local_features", "dim": dim, "precision": precision},
         )
         self._waiting: list[np.ndarray] = []
 
@@ -113,14 +107,12 @@ class LocalFeaturesReader:
 
     def __init__(self, storage: Storage, path: str, *, expected: Sequence[ObjectRef] = ()) -> None:
         store = _StorageStore(storage, path, read_only=True, expected={ref.path: ref for ref in expected})
-        try:
+        with _metadata_of(storage, path):
             opened = zarr.open(store, mode="r", zarr_format=3, use_consolidated=False)
-            _require_kind(dict(opened.attrs), where=f"{storage.url}/{path}")
+            _require_kind(dict(opened.attrs), "local_features", where=f"{storage.url}/{path}")
             self._rows: _PackedRows | _Format1Rows = (
                 _Format1Rows(storage, path, opened) if isinstance(opened, zarr.Group) else _PackedRows(storage, path, opened)
             )
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # whatever Zarr makes of damaged metadata
-            raise damaged(storage, path, f"Zarr metadata that cannot be read ({error})", "what was written") from error
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -134,10 +126,48 @@ class LocalFeaturesReader:
         """
         if rows and not 0 <= min(rows) <= max(rows) < len(self):
             raise IndexError(f"rows go from 0 to {len(self) - 1}, got {min(rows)} to {max(rows)}")
-        if len(rows) == 1:
-            return [self._rows.read(rows[0])]
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            return list(pool.map(self._rows.read, rows))
+        return _read_each(self._rows.read, rows)
+
+
+def write_descriptor_codes(storage: Storage, path: str, codes: Int8[np.ndarray, "n D"]) -> list[ObjectRef]:
+    """Write the codes of a segment's descriptors and say what was written, by path. Equal codes give equal bytes.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    store = _StorageStore(storage, path, read_only=False)
+    shard_rows = max(1, min(SHARD_PHOTOS, len(codes)))
+    _create_rows(store, codes.shape, codes.dtype, shard_rows=shard_rows, attributes={"kind": "descriptor_codes"})[:] = codes
+    return [store.written[path] for path in sorted(store.written)]
+
+
+class DescriptorCodesReader:
+    """Reads single rows of a segment's descriptor codes. For any number of threads.
+
+    Args:
+        storage: where from.
+        path: of the array.
+        expected: what the receipt says of the objects; see `LocalFeaturesReader`.
+
+    Raises:
+        DamagedError: the metadata is missing or not what was written.
+        FormatError: something else, or a format this Folio does not read.
+    """
+
+    def __init__(self, storage: Storage, path: str, *, expected: Sequence[ObjectRef] = ()) -> None:
+        store = _StorageStore(storage, path, read_only=True, expected={ref.path: ref for ref in expected})
+        with _metadata_of(storage, path):
+            array = zarr.open_array(store, mode="r", zarr_format=3)
+            _require_kind(dict(array.attrs), "descriptor_codes", where=f"{storage.url}/{path}")
+            self._rows = _ShardedRows(storage, path, array)
+
+    def read(self, rows: Sequence[int]) -> list[Int8[np.ndarray, " D"]]:
+        """Read rows, in the order asked for.
+
+        Raises:
+            DamagedError: a row is missing or not what was written.
+        """
+        return _read_each(self._rows.read, rows)
 
 
 class _PackedRows:
@@ -308,10 +338,44 @@ def _array(group: zarr.Group, name: str) -> AnyArray:
     return array
 
 
-def _require_kind(attributes: Mapping[str, Any], *, where: str) -> None:
-    if attributes.get("kind") != "local_features":
+def _read_each(read: Callable[[int], T], rows: Sequence[int]) -> list[T]:
+    """Read rows side by side."""
+    if len(rows) < 2:
+        return [read(row) for row in rows]
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return list(pool.map(read, rows))
+
+
+def _create_rows(
+    store: "_StorageStore", shape: tuple[int, ...], dtype: np.dtype[Any], *, shard_rows: int, attributes: Mapping[str, Any]
+) -> AnyArray:
+    """Create an array whose chunks are one row each, many in a shard object."""
+    return zarr.create_array(
+        store,
+        shape=shape,
+        dtype=dtype,
+        chunks=(1, *shape[1:]),
+        shards=(shard_rows, *shape[1:]),
+        zarr_format=3,
+        compressors=[Crc32cCodec()],  # codes do not compress; without the checksum a flipped bit is read as it is
+        attributes={**attributes, "version": FORMATS[attributes["kind"]]},
+        config={"write_empty_chunks": True},  # so that a chunk that is not there is never right
+    )
+
+
+@contextmanager
+def _metadata_of(storage: Storage, path: str) -> Iterator[None]:
+    """Tell damage of an array's metadata as ours."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # whatever Zarr makes of damaged metadata
+        raise damaged(storage, path, f"Zarr metadata that cannot be read ({error})", "what was written") from error
+
+
+def _require_kind(attributes: Mapping[str, Any], kind: str, *, where: str) -> None:
+    if attributes.get("kind") != kind:
         raise FormatError(
-            f"{where}: expected a Zarr array of kind local_features, found {attributes.get('kind', 'no kind')}. "
+            f"{where}: expected a Zarr array of kind {kind}, found {attributes.get('kind', 'no kind')}. "
             "Nothing was changed. Check the path."
         )
-    require_readable("local_features", int(attributes["version"]), where=where)
+    require_readable(kind, int(attributes["version"]), where=where)

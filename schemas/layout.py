@@ -2,6 +2,7 @@
 
 IMAGES = "images.parquet"
 DESCRIPTORS = "descriptors.parquet"
+DESCRIPTOR_CODES = "descriptor_codes.zarr"
 LOCAL_FEATURES = "local_features.zarr"
 REJECTS = "rejects.parquet"
 PLAN = "plan.json"

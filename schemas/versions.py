@@ -12,6 +12,7 @@ FORMATS: Final[dict[str, int]] = {
     "images": 1,
     "rejects": 1,
     "descriptors": 1,
+    "descriptor_codes": 1,
     "local_features": 2,
     "receipt": 2,
     "quantizer": 1,

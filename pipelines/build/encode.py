@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from fol_model.inference import EncodedPhoto, Encoder
-from infra.arrays import LocalFeaturesWriter
+from infra.arrays import LocalFeaturesWriter, write_descriptor_codes
 from infra.commits import write_receipt
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
@@ -25,6 +25,7 @@ from pipelines.catalog.reading import PhotoReader
 from pipelines.catalog.rows import load_photo, reject_row
 from pipelines.engine.partition import Partition
 from schemas import layout
+from schemas.descriptor_codes import to_codes
 from schemas.descriptors import descriptors_schema
 from schemas.errors import PhotoError
 from schemas.local_features import LocalFeatures
@@ -121,7 +122,7 @@ def finish_segment(
     local_features: list[ObjectRef],
     model_fingerprint: str,
 ) -> Receipt:
-    """Write the tables of a segment whose local features are written, and then declare it finished.
+    """Write the tables and codes of a segment whose local features are written, and then declare it finished.
 
     Returns:
         The receipt that stands for this segment: ours, or that of an attempt that finished first.
@@ -133,6 +134,7 @@ def finish_segment(
         write_table(storage, f"{folder}/{layout.IMAGES}", images, kind="images"),
         write_table(storage, f"{folder}/{layout.DESCRIPTORS}", _descriptor_table(images, descriptors), kind="descriptors"),
         write_table(storage, f"{folder}/{layout.REJECTS}", pa.Table.from_pylist(rejects, REJECTS), kind="rejects"),
+        *write_descriptor_codes(storage, f"{folder}/{layout.DESCRIPTOR_CODES}", to_codes(descriptors)),
         *local_features,
     ]
     receipt = Receipt(

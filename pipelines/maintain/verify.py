@@ -46,7 +46,7 @@ _TAG: Final = re.compile(r"tags/[^/]+\.json")
 _LEASE: Final = re.compile(r"runs/[^/]+/lease(-[0-9a-f]+)?\.json")
 _PLAN: Final = re.compile(r"runs/[^/]+/plan\.json")
 _SEGMENT_FILE: Final = re.compile(
-    r"(segments/[0-9a-f]+/[0-9a-f]+)/(images\.parquet|descriptors\.parquet|rejects\.parquet|local_features\.zarr/.+)"
+    r"(segments/[0-9a-f]+/[0-9a-f]+)/((images|descriptors|rejects)\.parquet|(descriptor_codes|local_features)\.zarr/.+)"
 )
 _INDEX_FILE: Final = re.compile(r"(indexes/[0-9a-f]+/[0-9a-f]+)/(quantizer\.faiss|shard-\d{5}\.faiss)")
 _TOMBSTONES: Final = re.compile(r"tombstones/[0-9a-f]+\.parquet")

@@ -39,6 +39,9 @@ THREADS: Final = 4
 SHOWN: Final = 50
 """Objects of each kind that a person is shown."""
 
+ARRAYS: Final = (layout.LOCAL_FEATURES + "/", layout.DESCRIPTOR_CODES + "/")
+"""What of a segment is Zarr, with one row a photo."""
+
 _SEGMENT: Final = re.compile(r"segments/([^/]+)/([^/]+)/(.+)")
 _RECEIPT: Final = re.compile(r"receipts/([^/]+)\.json")
 _HEX: Final = re.compile(rb"[0-9a-fA-F]{32,}")
@@ -226,8 +229,8 @@ class _Scan:
             return info, _Look()
         if is_table:
             self._look_into_table(data, look)
-        elif segment and segment[3].startswith(layout.LOCAL_FEATURES + "/"):
-            self._explain_features(info.path, segment[1], data, sha256, look)
+        elif segment and segment[3].startswith(ARRAYS):
+            self._explain_array(info.path, segment[1], data, sha256, look)
         elif info.path in self._names.shards or info.path in self._names.quantizers:
             self._explain_index(info.path, sha256, look)
         else:
@@ -290,17 +293,17 @@ class _Scan:
     def _is_as_written(self, path: str, sha256: str) -> bool:
         return path in self._names.refs and self._names.refs[path].sha256 == sha256
 
-    def _explain_features(self, path: str, segment: str, data: bytes, sha256: str, look: _Look) -> None:
+    def _explain_array(self, path: str, segment: str, data: bytes, sha256: str, look: _Look) -> None:
         receipt, free = self._names.receipts.get(segment), self._free.get(segment)
         if free is False:
-            look.left = "local features of a segment that has such photos"
+            look.left = "features of a segment that has such photos"
         elif receipt is None or free is None:
-            look.unproved = f"local features of photos that cannot be told, without {receipt_path(segment)} and its images"
+            look.unproved = f"features of photos that cannot be told, without {receipt_path(segment)} and its images"
         elif path.startswith(f"{layout.segment_folder(segment, receipt.attempt)}/"):
             if not self._is_as_written(path, sha256):
-                look.unproved = f"local features that are not what {receipt_path(segment)} says"
+                look.unproved = f"features that are not what {receipt_path(segment)} says"
             elif not _has_rows(path, data, receipt.rows):
-                look.unproved = f"local features of another number of photos than the {receipt.rows:,} of the segment"
+                look.unproved = f"features of another number of photos than the {receipt.rows:,} of the segment"
 
     def _explain_index(self, path: str, sha256: str, look: _Look) -> None:
         if path in self._names.quantizers:

@@ -11,9 +11,9 @@ from typing import Final, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float16, Float32
+from jaxtyping import Float16, Float32, Int8
 
-from infra.arrays import LocalFeaturesReader
+from infra.arrays import DescriptorCodesReader, LocalFeaturesReader
 from infra.storage import Storage
 from infra.tables import DescriptorReader, get_object, read_table
 from pipelines.build.masking import checked_receipt
@@ -29,8 +29,8 @@ from schemas.versions import require_readable
 POSITION_COLUMNS: Final = ["image_id", "uri", "root", "lat_deg", "lon_deg"]
 
 CACHE_BYTES: Final = 64 * 1024 * 1024
-"""Descriptors that are kept in memory between queries, and as much again of local features: those asked for last: 3,900
-descriptors of 8,448 numbers, and 640 codes of 48 numbers of 2,000 photos."""
+"""Descriptors that are kept in memory between queries, and as much again of local features, those asked for last: the codes of
+7,900 descriptors of 8,448 numbers, and of 2,000 photos' 640 features of 48 numbers."""
 
 SEGMENTS_AT_ONCE: Final = 4
 """Segments that one query reads from side by side, each with `infra.tables.READ_THREADS` requests of its own."""
@@ -59,7 +59,12 @@ class OpenedSegment:
         images = self._refs[layout.IMAGES]
         self.images = read_table(storage, images.path, kind="images", columns=POSITION_COLUMNS, expected=images)
         self.image_ids: list[str] = self.images["image_id"].to_pylist()
-        self.descriptors = DescriptorReader(storage, self._refs[layout.DESCRIPTORS])
+        codes = f"{folder}/{layout.DESCRIPTOR_CODES}"
+        self.descriptors: DescriptorCodesReader | DescriptorReader = (
+            DescriptorCodesReader(storage, codes, expected=receipt.objects)
+            if any(ref.path.startswith(f"{codes}/") for ref in receipt.objects)
+            else DescriptorReader(storage, self._refs[layout.DESCRIPTORS])  # written before there were codes
+        )
         self.local_features = LocalFeaturesReader(storage, f"{folder}/{layout.LOCAL_FEATURES}", expected=receipt.objects)
 
 
@@ -113,9 +118,9 @@ class OpenedMap:
         photos.sort(key=lambda pair: (pair[0], pair[1].image_id))
         return [photo for _, photo in photos[:count]]
 
-    def descriptors_of(self, photos: Sequence[StoredPhoto]) -> Float16[np.ndarray, "n D"]:
-        """Read the exact descriptors of at least one photo, in their order."""
-        return np.stack(self._descriptors.get(photos))
+    def descriptors_of(self, photos: Sequence[StoredPhoto]) -> list[Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"]]:
+        """Read descriptors of photos, in their order: codes, or, of segments without codes, the descriptors themselves."""
+        return self._descriptors.get(photos)
 
     def local_features_of(self, photos: Sequence[StoredPhoto]) -> list[LocalFeatures]:
         """Read the local features of photos, in their order.

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Final, TypeVar
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, UInt8
+from jaxtyping import Float16, Float32, Float64, Int8, UInt8
 
 from fol_model.config import RerankConfig
 from fol_model.inference import EncodedPhoto, Encoder, Reranker
@@ -35,15 +35,12 @@ from schemas.manifest import Manifest
 
 REFINED: Final = 2
 """Compressed candidates that are compared exactly, for each candidate that is kept. More: what compression misordered is found
-again, at one row of descriptors read each."""
+again, at one row of descriptor codes read each."""
 
 NO_FEATURES: Final = LocalFeatures(
     features=np.empty((0, 1), np.int8), patch=np.empty((0, 2), np.uint8), reliability=np.empty(0, np.uint8)
 )
 """What stands for local features that cannot be used."""
-
-ROWS_AT_ONCE: Final = 16
-"""Descriptors in memory as float64 while they are compared: 1 MB."""
 
 T = TypeVar("T")
 
@@ -247,17 +244,17 @@ def _open_newest(storage: Storage, head: Manifest) -> OpenedMap:
                 raise
 
 
-def exact_cosines(stored: Float16[np.ndarray, "n D"], query: Float32[np.ndarray, " D"]) -> Float64[np.ndarray, " n"]:
-    """Compare a query with stored descriptors.
+def exact_cosines(
+    stored: Sequence[Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"]], query: Float32[np.ndarray, " D"]
+) -> Float64[np.ndarray, " n"]:
+    """Compare a query with stored descriptors, whose length does not matter: codes have none, halved ones not exactly one.
 
-    Summed row by row in float64 and not by a matrix product, whose last bits depend on which rows stand together. Stored
-    descriptors lost their exact unit length when they were halved, so they are normalised again.
+    Row by row and in float64, because the last bits of a matrix product depend on which rows stand together.
     """
     wanted, cosines = query.astype(np.float64), np.empty(len(stored))
-    for start in range(0, len(stored), ROWS_AT_ONCE):
-        rows = stored[start : start + ROWS_AT_ONCE].astype(np.float64)
-        lengths = np.sqrt((rows * rows).sum(axis=1))
-        cosines[start : start + ROWS_AT_ONCE] = (rows * wanted).sum(axis=1) / lengths
+    for place, row in enumerate(stored):
+        numbers = row.astype(np.float64)
+        cosines[place] = (numbers * wanted).sum() / np.sqrt((numbers * numbers).sum())
     return cosines
 
 

@@ -18,6 +18,7 @@ from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import write_table
 from pipelines import ivfpq
+from schemas.descriptor_codes import to_codes
 from schemas.local_features import bytes_per_feature
 from schemas.manifest import encode_json
 from schemas.versions import FORMATS
@@ -27,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SUFFIXES = (
     dict.fromkeys(samples.TABLES, ".parquet")
     | dict.fromkeys(samples.DOCUMENTS, ".json")
-    | {"local_features": ".zarr", "quantizer": ".faiss", "shard": ".faiss"}
+    | {"local_features": ".zarr", "descriptor_codes": ".zarr", "quantizer": ".faiss", "shard": ".faiss"}
 )
 
 
@@ -45,6 +46,8 @@ def write_sample(storage: Storage, kind: str, name: str) -> None:
         storage.put(name, encode_json(samples.DOCUMENTS[kind]()))
     elif kind == "local_features":
         write_local_features(storage, name)
+    elif kind == "descriptor_codes":
+        arrays.write_descriptor_codes(storage, name, to_codes(samples.descriptor_numbers()))
     else:
         storage.put(name, {"quantizer": quantizer, "shard": shard}[kind]())
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.arrays import LocalFeaturesReader
+from infra.arrays import DescriptorCodesReader, LocalFeaturesReader
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import descriptor_matrix, read_table_facts
@@ -124,6 +124,19 @@ def test_golden_local_features_open_photo_by_photo(golden: Storage, version: int
 
     assert [len(photo) for photo in found] == [1, 0, 3]
     assert all(same(one, other) for one, other in zip(reversed(found), expected, strict=True))
+
+
+@pytest.mark.parametrize("from_golden", [True, False])
+def test_descriptor_codes_point_where_the_descriptors_do(store: Storage, golden: Storage, from_golden: bool):
+    if not from_golden:
+        write_sample(store, "descriptor_codes", "descriptor_codes-1.zarr")
+    expected = samples.descriptor_numbers().astype(np.float32)
+
+    found = DescriptorCodesReader(golden if from_golden else store, "descriptor_codes-1.zarr").read(range(len(expected)))
+
+    for codes, descriptor in zip(found, expected, strict=True):
+        assert np.abs(codes).max() == 127
+        np.testing.assert_allclose(codes / 127 * np.abs(descriptor).max(), descriptor, atol=np.abs(descriptor).max() / 254 + 1e-6)
 
 
 def test_each_photo_of_the_golden_shard_is_found_by_its_descriptor():

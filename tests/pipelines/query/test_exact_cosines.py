@@ -33,6 +33,12 @@ def test_a_row_has_the_same_bits_alone_among_others_and_in_any_order(dim: int):
     assert every_third.tobytes() == together[::3].tobytes()
 
 
+def test_codes_are_compared_by_their_direction():
+    codes = [np.array([127, 0], np.int8), np.array([3, 4], np.int8)]
+
+    assert exact_cosines(codes, np.array([1, 0], np.float32)).tolist() == pytest.approx([1, 0.6])
+
+
 def test_equal_descriptors_tie_exactly():
     """So that the tie is decided by image id and not by rounding."""
     one = RNG.normal(size=8448).astype(np.float16)
