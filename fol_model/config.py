@@ -263,6 +263,10 @@ class RerankConfig:
     gamma: float = 1000.0
     """Weight of the global cosine in mode `paper`. S_l grows with the number of features, so fit gamma on validation photos."""
 
+    geometry: Literal["none", "affine"] = "none"
+    """`affine`: only pairs count that one affine map explains (`geometry.consistent`): an eighth more work a candidate, better on
+    some photos and worse on others; see README.md. Needs the extra `geometry`."""
+
     local_weight: float = 1.0
     """Weight of S'_l in mode `adaptive`; see README.md."""
 

@@ -288,9 +288,8 @@ class Reranker:
         return compare(here, [self._side(candidate, as_codes=as_codes) for candidate in block], self.config)
 
     def _side(self, stored: LocalFeaturesLike, *, as_codes: bool) -> LocalSide:
-        return LocalSide(
-            features=from_stored(stored.features, as_codes=as_codes, device=self._device), reliability=stored.reliability
-        )
+        features = from_stored(stored.features, as_codes=as_codes, device=self._device)
+        return LocalSide(features=features, reliability=stored.reliability, patch=stored.patch)
 
 
 def use_threads(count: int) -> None:

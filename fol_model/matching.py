@@ -76,6 +76,17 @@ class Matches:
     counts: Int64[np.ndarray, " K"]
     """How many pairs each candidate has."""
 
+    def only(self, kept: Bool[np.ndarray, " p"]) -> "Matches":
+        """Keep some pairs."""
+        place = self.place[kept]
+        return Matches(
+            place=place,
+            query=self.query[kept],
+            candidate=self.candidate[kept],
+            cosine=self.cosine[kept],
+            counts=np.bincount(place, minlength=len(self.counts)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Features:

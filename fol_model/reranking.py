@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 
 from fol_model.config import RerankConfig
+from fol_model.geometry import consistent
 from fol_model.matching import Features, Matches, is_lone_pair, match_block
 from fol_model.scheduling import background
 
@@ -27,10 +28,24 @@ class LocalSide:
     reliability: UInt8[np.ndarray, " n"]
     """R, 0 to 255 for 0.0 to 1.0."""
 
+    patch: UInt8[np.ndarray, "n 2"] | None = None
+    """Row and column of each feature; needed by `RerankConfig.geometry` only."""
+
     @property
     def total(self) -> float:
         """Sum of R."""
         return int(self.reliability.sum(dtype=np.int64)) / 255
+
+    @property
+    def places(self) -> UInt8[np.ndarray, "n 2"]:
+        """Row and column of each feature.
+
+        Raises:
+            ValueError: they were not given.
+        """
+        if self.patch is None:
+            raise ValueError("a check of the geometry needs the patches of the features")
+        return self.patch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +75,8 @@ class Comparison:
 def compare(query: LocalSide, candidates: Sequence[LocalSide], config: RerankConfig) -> Comparison:
     """Match a query with some candidates, in the memory of one block of cosines; see `matching.match_block`."""
     pairs = match_block(query.features, [candidate.features for candidate in candidates], min_cosine=config.min_cosine)
+    if config.geometry == "affine":
+        pairs = pairs.only(consistent(pairs, query.places, [candidate.places for candidate in candidates]))
     weights = pair_weights(pairs, query, candidates, cosine_weight=config.cosine_weight)
     matches = pairs.counts
     local = np.bincount(pairs.place, weights=weights.astype(np.float64), minlength=len(candidates)).astype(np.float64)

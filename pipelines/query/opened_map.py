@@ -57,8 +57,7 @@ class OpenedSegment:
         folder = layout.segment_folder(entry.segment_id, entry.attempt)
         self._refs = {ref.path.removeprefix(folder + "/"): ref for ref in receipt.objects}
         images = self._refs[layout.IMAGES]
-        self.images = read_table(storage, images.path, kind="images", columns=POSITION_COLUMNS, expected=images)
-        self.image_ids: list[str] = self.images["image_id"].to_pylist()
+        self.images = read_table(storage, images.path, kind="images", columns=POSITION_COLUMNS, expected=images).combine_chunks()
         codes = f"{folder}/{layout.DESCRIPTOR_CODES}"
         self.descriptors: DescriptorCodesReader | DescriptorReader = (
             DescriptorCodesReader(storage, codes, expected=receipt.objects)
@@ -66,6 +65,10 @@ class OpenedSegment:
             else DescriptorReader(storage, self._refs[layout.DESCRIPTORS])  # written before there were codes
         )
         self.local_features = LocalFeaturesReader(storage, f"{folder}/{layout.LOCAL_FEATURES}", expected=receipt.objects)
+
+    def image_id(self, row: int) -> str:
+        """Name a photo."""
+        return str(self.images["image_id"][row])
 
 
 class OpenedMap:
@@ -166,7 +169,7 @@ class OpenedMap:
         members = self.manifest.index.shards[shard].segments
         member = members[bisect_right(members, number, key=lambda one: one.first_id) - 1]
         row = number - member.first_id
-        return StoredPhoto(segment_id=member.segment_id, row=row, image_id=self.segment(member.segment_id).image_ids[row])
+        return StoredPhoto(segment_id=member.segment_id, row=row, image_id=self.segment(member.segment_id).image_id(row))
 
 
 class _PhotoCache(Generic[T]):

@@ -25,7 +25,7 @@ VERSIONS = range(1, FORMATS["manifest"] + 1)
 def stored_query(opened: OpenedMap, row: int) -> EncodedPhoto:
     """A photo of the map as a query: what was once stored of it."""
     [entry] = opened.manifest.segments
-    photo = StoredPhoto(segment_id=entry.segment_id, row=row, image_id=opened.segment(entry.segment_id).image_ids[row])
+    photo = StoredPhoto(segment_id=entry.segment_id, row=row, image_id=opened.segment(entry.segment_id).image_id(row))
     [features] = opened.local_features_of([photo])
     return EncodedPhoto(
         descriptor=opened.descriptors_of([photo])[0].astype(np.float32),
