@@ -308,6 +308,8 @@ B = TypeVar("B")
 def _one_a_thread(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
     """Do the work for every item, several items at a time, each by one thread alone."""
     workers = max(1, min(len(items), torch.get_num_threads()))
+    if workers == 1 and torch.get_num_threads() == 1:
+        return [work(item) for item in items]
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, items))
 

@@ -3,7 +3,7 @@
 import logging
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -23,17 +23,17 @@ from schemas import layout
 from schemas.calibration import decode_calibration
 from schemas.errors import DamagedError
 from schemas.local_features import LocalFeatures
-from schemas.manifest import Manifest, SegmentEntry, ShardEntry
+from schemas.manifest import Manifest, SegmentEntry, ShardEntry, ShardSegment
 from schemas.versions import require_readable
 
 POSITION_COLUMNS: Final = ["image_id", "uri", "root", "lat_deg", "lon_deg"]
 
-CACHE_BYTES: Final = 64 * 1024 * 1024
+CACHE_BYTES: Final = 32 * 1024 * 1024
 """Descriptors that are kept in memory between queries, and as much again of local features, those asked for last: the codes of
-7,900 descriptors of 8,448 numbers, and of 2,000 photos' 640 features of 48 numbers."""
+3,900 descriptors of 8,448 numbers, and of 1,000 photos' 640 features of 48 numbers."""
 
-SEGMENTS_AT_ONCE: Final = 4
-"""Segments that one query reads from side by side, each with `infra.tables.READ_THREADS` requests of its own."""
+REQUESTS_AT_ONCE: Final = 32
+"""Of all queries together. The threads stay: each new one may take memory from a new place, which then stays taken."""
 
 T = TypeVar("T")
 
@@ -90,10 +90,9 @@ class OpenedMap:
         self._segments: dict[str, OpenedSegment] = {}
         self.calibration = decode_calibration(manifest.calibration)
         """What was fitted to the map, if anything was."""
-        self._descriptors = _PhotoCache(self._read_descriptors, lambda row: row.nbytes)
-        self._features = _PhotoCache(
-            lambda segment, rows: self.segment(segment).local_features.read(rows), lambda found: found.size_bytes
-        )
+        self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
+        self._descriptors = _PhotoCache(self._threads, self._read_descriptor, lambda row: row.nbytes)
+        self._features = _PhotoCache(self._threads, self._read_features, lambda found: found.size_bytes)
         index = manifest.index
         require_readable("quantizer", index.quantizer_format, where=storage.url)
         require_readable("shard", index.shard_format, where=storage.url)
@@ -110,6 +109,11 @@ class OpenedMap:
             self._segments[segment_id] = OpenedSegment(self._storage, self._entries[segment_id])
         return self._segments[segment_id]
 
+    def _open(self, segment_ids: Iterable[str]) -> None:
+        """Open segments side by side."""
+        missing = [segment_id for segment_id in dict.fromkeys(segment_ids) if segment_id not in self._segments]
+        list(self._threads.map(self.segment, missing))
+
     def nearest(self, descriptor: Float32[np.ndarray, " D"], count: int) -> list[StoredPhoto]:
         """Find the photos whose compressed descriptors are nearest, nearest first.
 
@@ -117,7 +121,9 @@ class OpenedMap:
         """
         # A few more than asked for, so that photos with equal codes at the end of the list are all there to choose from.
         hits = self._searcher.search(descriptor[None], count + 64)[0]
-        photos = [(distance, self._photo(shard, number)) for distance, shard, number in hits]
+        members = [self._member(shard, number) for _, shard, number in hits]
+        self._open(member.segment_id for member in members)
+        photos = [(distance, self._photo(member, number)) for (distance, _, number), member in zip(hits, members, strict=True)]
         photos.sort(key=lambda pair: (pair[0], pair[1].image_id))
         return [photo for _, photo in photos[:count]]
 
@@ -144,11 +150,16 @@ class OpenedMap:
             _log.warning("%s Photo %s is ranked by its descriptor alone.", error, photo.image_id)
             return None
 
-    def _read_descriptors(self, segment: str, rows: list[int]) -> list[np.ndarray]:
-        return [row.copy() for row in self.segment(segment).descriptors.read(rows)]  # a view would keep the others as well
+    def _read_descriptor(self, segment: str, row: int) -> np.ndarray:
+        read: np.ndarray = self.segment(segment).descriptors.read([row])[0]
+        return read if read.base is None else read.copy()  # a view may keep others as well
+
+    def _read_features(self, segment: str, row: int) -> LocalFeatures:
+        return self.segment(segment).local_features.read([row])[0]
 
     def positions(self) -> pa.Table:
         """List the live photos of the version: columns `POSITION_COLUMNS`."""
+        self._open(self._entries)
         parts = []
         for segment_id, entry in self._entries.items():
             images = self.segment(segment_id).images.replace_schema_metadata(None)
@@ -165,20 +176,20 @@ class OpenedMap:
             live[member.first_id : member.first_id + len(one)] = one
         return live
 
-    def _photo(self, shard: int, number: int) -> StoredPhoto:
+    def _member(self, shard: int, number: int) -> ShardSegment:
         members = self.manifest.index.shards[shard].segments
-        member = members[bisect_right(members, number, key=lambda one: one.first_id) - 1]
+        return members[bisect_right(members, number, key=lambda one: one.first_id) - 1]
+
+    def _photo(self, member: ShardSegment, number: int) -> StoredPhoto:
         row = number - member.first_id
         return StoredPhoto(segment_id=member.segment_id, row=row, image_id=self.segment(member.segment_id).image_id(row))
 
 
 class _PhotoCache(Generic[T]):
-    """What was read of the photos asked for last; reads the others a segment at a time, segments side by side.
+    """What was read of the photos asked for last; reads the others side by side. For any number of threads."""
 
-    For any number of threads.
-    """
-
-    def __init__(self, read: Callable[[str, list[int]], list[T]], size_bytes: Callable[[T], int]) -> None:
+    def __init__(self, threads: ThreadPoolExecutor, read: Callable[[str, int], T], size_bytes: Callable[[T], int]) -> None:
+        self._threads = threads
         self._read = read
         self._size_bytes = size_bytes
         self._held_bytes = 0
@@ -189,13 +200,9 @@ class _PhotoCache(Generic[T]):
         keys = [(photo.segment_id, photo.row) for photo in photos]
         with self._lock:
             found = {key: self._kept[key] for key in keys if key in self._kept}
-        rows_of: dict[str, list[int]] = {}
-        for segment, row in dict.fromkeys(keys):
-            if (segment, row) not in found:
-                rows_of.setdefault(segment, []).append(row)
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
         # Not under the lock: two threads may read the same, none waits for another's.
-        for (segment, rows), read in zip(rows_of.items(), self._read_all(rows_of), strict=True):
-            found.update(zip(((segment, row) for row in rows), read, strict=True))
+        found.update(zip(missing, self._threads.map(self._read, *zip(*missing, strict=True)), strict=True) if missing else ())
         with self._lock:
             for key in keys:
                 if key not in self._kept:
@@ -205,9 +212,3 @@ class _PhotoCache(Generic[T]):
             while self._held_bytes > CACHE_BYTES:
                 self._held_bytes -= self._size_bytes(self._kept.popitem(last=False)[1])
         return [found[key] for key in keys]
-
-    def _read_all(self, rows_of: dict[str, list[int]]) -> list[list[T]]:
-        if len(rows_of) < 2:
-            return [self._read(segment, rows) for segment, rows in rows_of.items()]
-        with ThreadPoolExecutor(min(len(rows_of), SEGMENTS_AT_ONCE)) as pool:
-            return list(pool.map(self._read, rows_of.keys(), rows_of.values()))
