@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +53,7 @@ from fol_model.weights import load_safetensors, shipped_weights
 from infra.arrays import CRC_BYTES, LocalFeaturesWriter
 from infra.commits import publish, read_head
 from infra.observability import progress
-from infra.settings import Settings
+from infra.settings import S3_ENDPOINT, Settings
 from infra.storage import Storage, open_storage
 from pipelines.build.encode import finish_segment
 from pipelines.build.index import build_index
@@ -70,6 +70,7 @@ from schemas.local_features import LocalFeatures, bytes_per_feature
 from schemas.manifest import Manifest, ModelEntry, SegmentEntry
 from tests.benchmarks.recall import CANDIDATES, Cache, Described, network
 from tests.benchmarks.recall_sets import WORK, MissingPhotosError, load_set, set_names
+from tests.faults.ceph import ACCESS_KEY, SECRET_KEY, Gateway, missing_programs
 from tests.pipelines.maintain import photo_maps
 from tests.schemas import samples
 
@@ -94,6 +95,9 @@ FOLIO: Final = "Folio"
 METHODS: Final = (REFERENCE, EXACT, FIXED, FOLIO)
 
 ALL_SETS: Final = "all"
+
+CEPH: Final = "ceph"
+"""What `--s3` may be instead of a URL."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -749,8 +753,11 @@ def rerank_part(names: Sequence[str], *, most: int, full: bool) -> dict[str, Any
 
 def worker_part(count: int, queries: int, s3: str | None) -> dict[str, Any]:
     """Measure a worker on a made-up map, and print it."""
-    settings = Settings.from_environment()
-    with place_for_map(count, s3, settings) as url:
+    with ExitStack() as stack:
+        if s3 == CEPH:
+            s3 = stack.enter_context(ceph())
+        settings = Settings.from_environment()
+        url = stack.enter_context(place_for_map(count, s3, settings))
         manifest = write_map(open_storage(url, settings), count, MadeUpPhotos(), say=_say)
         _say(f"indexed ({manifest.index.kind}) and published")
         openings, rows = [], []
@@ -781,6 +788,29 @@ def worker_part(count: int, queries: int, s3: str | None) -> dict[str, Any]:
         "openings": [asdict(one) for one in openings],
         "rows": [asdict(row) for row in rows],
     }
+
+
+@contextmanager
+def ceph() -> Iterator[str]:
+    """Start the gateway of the tests on 127.0.0.1, tell this process and its children of it, and give the URL of a bucket."""
+    import boto3
+
+    if missing := missing_programs():
+        raise SystemExit(f"--s3 {CEPH} needs {', '.join(missing)}; see tests/faults/ceph.py. Nothing was written.")
+    with tempfile.TemporaryDirectory(prefix="ceph-") as folder:  # outside out/bench: paths of sockets must be short
+        gateway = Gateway(Path(folder) / "cluster")
+        try:
+            os.environ |= {
+                "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+                "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+                S3_ENDPOINT: gateway.endpoint,
+            }
+            boto3.client("s3", endpoint_url=gateway.endpoint).create_bucket(Bucket="maps")
+            yield "s3://maps"
+        finally:
+            gateway.stop()
 
 
 @contextmanager
@@ -842,7 +872,9 @@ def main() -> None:
     parser.add_argument("--map-photos", type=int, default=100_000, help="of the map of part worker (default: %(default)s)")
     parser.add_argument("--map-queries", type=int, default=200, help="asked of that map, each twice (default: %(default)s)")
     parser.add_argument(
-        "--s3", metavar="URL", help="write the map below this URL, not to disk; as folio, the environment says how"
+        "--s3",
+        metavar="URL",
+        help=f"write the map below this URL, not to disk; as folio, the environment says how. {CEPH}: a gateway on this machine",
     )
     parser.add_argument("--out", type=Path, default=WORK / "query.json", help="the same as JSON (default: out/bench/query.json)")
     asked = parser.parse_args()
