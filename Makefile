@@ -1,8 +1,8 @@
 # Two commands: `make demo` builds and queries a small city, `make test` runs the tests. Both set up .venv first.
-.PHONY: help setup demo test test-slow test-faults lint bench bench-recall bench-local bench-query weights clean
+.PHONY: help setup demo test test-slow test-faults lint bench bench-recall bench-calibrated bench-local bench-query weights clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 18
 
 setup:  ## make .venv and install (see setup.sh for its settings)
 	@./setup.sh
@@ -31,6 +31,9 @@ bench: setup  ## how fast, how large; not a test
 
 bench-recall: setup  ## how often the right place is found, beside hand-made descriptors; ARGS="--recipe tiny --sets mapillary"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.recall $(ARGS)
+
+bench-calibrated: setup  ## what calibration is worth: pools, recall and time beside the defaults; ARGS="--sets street-lund,mapillary"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m tests.benchmarks.calibrated $(ARGS)
 
 bench-local: setup  ## how few local features, in how few bytes, are enough; ARGS="--sets mapillary"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.local_features $(ARGS)
