@@ -50,7 +50,19 @@ KEPT: Final = 0.995
 
 DELTAS: Final = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 SIGMAS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-LEAST_SIZES: Final = (2, 5, 10)
+LEAST_SIZES: Final = (10, 15, 20)
+"""Ten candidates vote on the position, so fewer are never matched, unless one alone is beyond doubt."""
+
+MARGIN: Final = 3
+"""Pools are this many times as large as those that lose no photo held back: the next photo is none of them. Without this, the
+pools of five sets lost one or two right answers of a hundred."""
+
+FIRST: Final = 5
+"""A right candidate among the first five is not lost either: people look at them, and they vote."""
+
+SURE_ERRORS: Final = 2.0
+"""Standard errors by which another weight must win, as ten of them are tried."""
+
 WEIGHTS: Final = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 SURE_GAPS: Final = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
 SURE_SIGMAS: Final = (3.0, 4.0, 6.0, 8.0)
@@ -170,19 +182,23 @@ def fit_weight(
     right: Sequence[Bool[np.ndarray, " all"]],
     config: RerankConfig,
 ) -> float:
-    """Choose how much local features weigh, none at all included: the weight that puts a right candidate first most often.
+    """Choose how much local features weigh, none at all included: another weight than the usual only where it surely wins.
 
     Args:
         cosines: of the candidates of each photo asked, largest first.
         local: local scores of the pool, the first K of them.
         right: whether each candidate shows the place.
-        config: with the weight that wins where others do no better.
+        config: with the usual weight.
     """
+    usual = _ranks(cosines, local, right, config) < 1
 
-    return max(
-        (config.local_weight, *WEIGHTS),
-        key=lambda weight: _first_right(cosines, local, right, replace(config, local_weight=weight)),
-    )
+    def lead(weight: float) -> float:
+        """In standard errors: of the photos that only one of the two gets right, how many more are this weight's."""
+        here = _ranks(cosines, local, right, replace(config, local_weight=weight)) < 1
+        return float((here.sum() - usual.sum()) / np.sqrt(max((here != usual).sum(), 1)))
+
+    best = max(WEIGHTS, key=lead)
+    return best if lead(best) >= SURE_ERRORS else config.local_weight
 
 
 def shrink_pool(
@@ -191,7 +207,7 @@ def shrink_pool(
     right: Sequence[Bool[np.ndarray, " all"]],
     config: RerankConfig,
 ) -> PoolConfig:
-    """Find the smallest pools that rank as many right candidates first as those that were matched.
+    """Find the smallest pools of which a third already ranks as many right candidates first, and among the first five.
 
     Args:
         cosines: of the candidates of each photo asked, largest first.
@@ -199,26 +215,38 @@ def shrink_pool(
         right: whether each candidate shows the place.
         config: as fitted so far.
     """
-    target = _first_right(cosines, local, right, config)
+
+    def counts(pools: Sequence[Float64[np.ndarray, " K"]]) -> tuple[int, int]:
+        ranks = _ranks(cosines, pools, right, config)
+        return int((ranks < 1).sum()), int((ranks < FIRST).sum())
+
+    target = counts(local)
     best, best_mean = config.pool, float(np.mean([len(scores) for scores in local]))
     for least, delta, sigmas in product(LEAST_SIZES, DELTAS, SIGMAS):
-        pool = replace(config.pool, min_size=least, delta=delta, sigmas=sigmas)
-        trimmed = [scores[: pool_size(row, pool)] for row, scores in zip(cosines, local, strict=True)]
-        mean = float(np.mean([len(scores) for scores in trimmed]))
-        if mean < best_mean and _first_right(cosines, trimmed, right, config) >= target:
+        pool = replace(config.pool, min_size=min(least, config.pool.max_size), delta=delta, sigmas=sigmas)
+        sizes = [pool_size(row, pool) for row in cosines]
+        mean = float(np.mean([min(size, len(scores)) for size, scores in zip(sizes, local, strict=True)]))
+        if mean >= best_mean:
+            continue
+        first, among = counts([scores[: -(-size // MARGIN)] for size, scores in zip(sizes, local, strict=True)])
+        if first >= target[0] and among >= target[1]:
             best, best_mean = pool, mean
     return best
 
 
-def _first_right(
+def _ranks(
     cosines: Sequence[Float64[np.ndarray, " all"]],
     local: Sequence[Float64[np.ndarray, " K"]],
     right: Sequence[Bool[np.ndarray, " all"]],
     config: RerankConfig,
-) -> int:
-    """Count the photos whose first candidate is right."""
-    orders = (best_first(fused_scores(config, row, pool), config) for row, pool in zip(cosines, local, strict=True))
-    return sum(bool(hits[order[0]]) for hits, order in zip(right, orders, strict=True))
+) -> Int64[np.ndarray, " q"]:
+    """Find the rank from 0 of the first right candidate, behind the re-ranked pool the rest; where none is right, a million."""
+    found = np.full(len(cosines), 1_000_000, np.int64)
+    for number, (row, pool, hits) in enumerate(zip(cosines, local, right, strict=True)):
+        order = np.concatenate([best_first(fused_scores(config, row, pool), config), np.arange(len(pool), len(row))])
+        if hits.any():
+            found[number] = int(hits[order].argmax())
+    return found
 
 
 class BestOf:

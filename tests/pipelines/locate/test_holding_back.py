@@ -10,9 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fol_model.config import PoolConfig
+from fol_model.config import PoolConfig, RerankConfig
+from fol_model.reranking import best_first, fused_scores
 from fol_model.scheduling import pool_size
-from pipelines.locate.holding_back import LEAST_ASKED, RADIUS_M, BestOf, Places, choose_held_back, drives_of, fit_pool
+from pipelines.locate.holding_back import (
+    LEAST_ASKED,
+    MARGIN,
+    RADIUS_M,
+    BestOf,
+    Places,
+    choose_held_back,
+    drives_of,
+    fit_pool,
+    fit_weight,
+    shrink_pool,
+)
 from schemas.images import IMAGES
 
 METRE = 1 / 111_195
@@ -145,3 +157,60 @@ def test_questions_without_any_answer_leave_the_default_pools():
     fit = fit_pool(cosines, nothing, PoolConfig())
 
     assert (fit.delta, fit.sigmas) == (PoolConfig().delta, PoolConfig().sigmas)
+
+
+def local_scores(right: list[np.ndarray], seed: int, lift: float) -> list[np.ndarray]:
+    """Local features that tell right candidates from others by `lift`, in the noise of 0.1."""
+    rng = np.random.default_rng([seed, 1])
+    return [rng.normal(0.1, 0.1, len(hits)) + lift * hits for hits in right]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_weight_that_wins_by_chance_alone_is_not_taken(seed: int):
+    """Local scores that say nothing, little enough of them to change an order now and then."""
+    cosines, right = questions(seed)
+    config = RerankConfig(local_weight=0.05)
+    noise = [scores * 0.02 for scores in local_scores(right, seed, lift=0)]
+
+    assert fit_weight(cosines, noise, right, config) == 0.05
+
+
+def test_a_weight_that_surely_wins_is_taken():
+    """Without any weight where local features mislead, with more where they tell what cosines do not."""
+    cosines, right = questions(1)
+
+    assert fit_weight(cosines, local_scores(right, 1, lift=-1), right, RerankConfig()) == 0
+    assert fit_weight(cosines, local_scores(right, 1, lift=2), right, RerankConfig(local_weight=0.0)) > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_third_of_the_fitted_pools_already_loses_nobody(seed: int):
+    """Of photos whose right candidate is among the first few, so that small pools are possible."""
+    cosines, right = questions(seed)
+    config = RerankConfig(pool=PoolConfig(fixed_size=100))
+    local = local_scores(right, seed, lift=0.1)
+
+    pool = shrink_pool(cosines, local, right, replace(config, pool=PoolConfig(min_size=100)))
+
+    def firsts(part: int) -> int:
+        sizes = [-(-pool_size(row, pool) // part) for row in cosines]
+        pools = [scores[:size] for scores, size in zip(local, sizes, strict=True)]
+        orders = [best_first(fused_scores(config, row, scores), config) for row, scores in zip(cosines, pools, strict=True)]
+        return sum(int(hits[order[0]]) for order, hits in zip(orders, right, strict=True))
+
+    everything = sum(
+        int(hits[best_first(fused_scores(config, row, scores), config)[0]])
+        for row, scores, hits in zip(cosines, local, right, strict=True)
+    )
+    assert pool.min_size >= 10
+    assert np.mean([pool_size(row, pool) for row in cosines]) < 100
+    assert min(firsts(1), firsts(MARGIN)) >= everything
+
+
+def test_pools_stay_where_none_is_large_enough():
+    """The right candidate is the last of a hundred, and only its local features tell it."""
+    cosines = [np.sort(np.random.default_rng(seed).normal(0.3, 0.03, 100))[::-1].copy() for seed in range(40)]
+    right = [np.arange(100) == 99 for _ in range(40)]
+    whole = PoolConfig(min_size=100)
+
+    assert shrink_pool(cosines, [3.0 * hits for hits in right], right, RerankConfig(pool=whole)) == whole
