@@ -1,9 +1,14 @@
 """IVF-PQ with FAISS: derive parameters, train, make shards, search. The only file that imports faiss.
 
-A map has one trained quantizer: a PCA from the descriptor to fewer dimensions, a coarse quantizer of `nlist` cells and product
-quantization to `code_bytes` bytes a photo. It is stored once, as an empty index behind its PCA. A shard holds only the inverted
-lists of its photos, in PCA space, so a query is projected once and searched in every shard. Maps too small to train on are
-stored flat: exact and uncompressed. Everything goes in and out as bytes, because `write_index` leaves a torn file on a full disk.
+A map has one trained quantizer: the first principal axes of its descriptors, a coarse quantizer of `nlist` cells and product
+quantization to `code_bytes` bytes a photo. It is stored once, as an empty index behind its projection. A shard holds only the
+inverted lists of its photos, so a query is projected once and searched in every shard. Maps too small to train on are stored
+flat: exact and uncompressed. Everything goes in and out as bytes, because `write_index` leaves a torn file on a full disk.
+
+What is looked for is a large cosine, and the projection keeps a part of each descriptor: most of one that it was fitted to, a
+quarter of one from another street. So distances in its space say less about where a photo was taken than about whether it was
+in the sample. Inner products do not have that fault: quantizers of format 2 search by them, with photos whose projections are
+made nearly, not quite, equally long (`LENGTH_POWER`). Those of format 1, still read, search by distance.
 
 Letters: n photos, D descriptor dimensions, q queries, k neighbours.
 """
@@ -18,6 +23,10 @@ from jaxtyping import Bool, Float32, Int64
 
 SUBVECTOR_DIM: Final = 8
 """PCA dimensions behind one code byte. FAISS 1.15 trains 8-dimensional subvectors ten times faster than 4-dimensional ones."""
+
+LENGTH_POWER: Final = 0.25
+"""A photo's projection of length l is coded with length l ** LENGTH_POWER: 1 ranks by inner product, which is best for photos
+that the projection was fitted to, 0 by angle. See `pipelines/README.md` for the recall of both and of what is between."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,14 +99,14 @@ def train_quantizer(sample: Float32[np.ndarray, "n D"], parameters: IvfPqParamet
         A FAISS file: `IndexPreTransform(PCA, empty IndexIVFPQ)`. The same sample in the same order gives the same bytes.
     """
     projection = _fit_pca(sample[: config.pca_photos], parameters.pca_dim)
-    coarse = faiss.IndexFlatL2(parameters.pca_dim)
-    index = faiss.IndexIVFPQ(coarse, parameters.pca_dim, parameters.nlist, parameters.code_bytes, 8)
+    coarse = faiss.IndexFlatIP(parameters.pca_dim)
+    index = faiss.IndexIVFPQ(coarse, parameters.pca_dim, parameters.nlist, parameters.code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
     index.do_polysemous_training = False  # type: ignore[attr-defined]  # twenty times slower to train, and we never search by Hamming distance
     for clustering in (index.cp, index.pq.cp):
         clustering.seed = config.seed
         clustering.niter = 10
         clustering.min_points_per_centroid = 1  # small maps train on few points; the exact refine makes up for it
-    index.train(projection.apply(sample))
+    index.train(_evened(projection.apply(sample)))
     return _serialise(faiss.IndexPreTransform(projection, index))
 
 
@@ -112,7 +121,7 @@ def quantization_error(quantizer: bytes, descriptors: Float32[np.ndarray, "n D"]
     """
     trained = _Quantizer(quantizer)
     index = trained.empty_index
-    restored = trained.restore(index.sa_decode(index.sa_encode(trained.project(descriptors))))
+    restored = trained.restore(index.sa_decode(index.sa_encode(trained.to_be_coded(descriptors))))
     cosine = (descriptors * restored).sum(axis=1) / (np.linalg.norm(descriptors, axis=1) * np.linalg.norm(restored, axis=1))
     return float(1 - cosine.mean())
 
@@ -139,7 +148,7 @@ def make_shard(
         return _serialise(flat)
     trained = _Quantizer(quantizer)
     for descriptors, ids in blocks:
-        trained.empty_index.add_with_ids(trained.project(descriptors), ids)
+        trained.empty_index.add_with_ids(trained.to_be_coded(descriptors), ids)
     return _serialise(trained.empty_index)
 
 
@@ -172,13 +181,15 @@ class ShardSearcher:
         """Find the nearest photos of each query over all shards.
 
         Returns:
-            For each query (squared distance, shard number, id), nearest first, at most k from each shard. Distances are those
-            of the compressed codes (exact for flat maps).
+            For each query (distance, shard number, id), nearest first, at most k from each shard. Distances only say who is
+            nearer: minus the inner product with the compressed codes; squared distances in flat maps, exact, and in format 1.
         """
         projected = self._quantizer.project(queries) if self._quantizer else queries
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(len(queries))]
         for number, (shard, parameters) in enumerate(zip(self._shards, self._parameters, strict=True)):
             distances, ids = shard.search(projected, min(k, shard.ntotal), params=parameters)
+            if shard.metric_type == faiss.METRIC_INNER_PRODUCT:
+                distances = -distances
             for hits, row_distances, row_ids in zip(found, distances.tolist(), ids.tolist(), strict=True):
                 hits.extend((d, number, i) for d, i in zip(row_distances, row_ids, strict=True) if i >= 0)
         for hits in found:
@@ -202,19 +213,25 @@ class _Quantizer:
     def project(self, descriptors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n d"]:
         return self._projection.apply(np.ascontiguousarray(descriptors))  # type: ignore[no-any-return]
 
+    def to_be_coded(self, descriptors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n d"]:
+        """Project photos as they are coded."""
+        projected = self.project(descriptors)
+        return _evened(projected) if self.empty_index.metric_type == faiss.METRIC_INNER_PRODUCT else projected
+
     def restore(self, projected: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n D"]:
         """Go back to the space of descriptors; what the PCA dropped is lost."""
         linear: Any = faiss.downcast_VectorTransform(self._projection)
         rows = faiss.vector_to_array(linear.A).reshape(linear.d_out, linear.d_in)
-        return (projected - faiss.vector_to_array(linear.b)) @ rows  # type: ignore[no-any-return]
+        offset = faiss.vector_to_array(linear.b) if linear.have_bias else 0  # format 1 has one
+        return (projected - offset) @ rows  # type: ignore[no-any-return]
 
 
 def _fit_pca(sample: Float32[np.ndarray, "n D"], dim: int) -> Any:
     """Fit a PCA through the Gram matrix of the sample, which is far smaller than D x D.
 
     NumPy's divide-and-conquer `eigh` takes a tenth of the time of FAISS's own `PCAMatrix` here, which also stores every
-    eigenvector it finds. The last axis is given to what the others miss of the mean, which all photos share: so a descriptor
-    can be restored from its projection, and `quantization_error` measured.
+    eigenvector it finds. The axes are those of the sample about its mean, the last is given to what they miss of the mean, which
+    all photos share; nothing is taken away, so that inner products stay what they are.
     """
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = sample - mean
@@ -224,11 +241,16 @@ def _fit_pca(sample: Float32[np.ndarray, "n D"], dim: int) -> Any:
     missed = mean - rows[:-1].T @ (rows[:-1] @ mean)
     if (length := float(np.linalg.norm(missed))) > 1e-6:
         rows[-1] = missed / length
-    projection = faiss.LinearTransform(sample.shape[1], dim, True)
+    projection = faiss.LinearTransform(sample.shape[1], dim, False)
     faiss.copy_array_to_vector(np.ascontiguousarray(rows).ravel(), projection.A)
-    faiss.copy_array_to_vector(-rows @ mean, projection.b)
     projection.is_trained = True
     return projection
+
+
+def _evened(projected: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Make projections nearly equally long."""
+    lengths = np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-12)
+    return projected * lengths ** np.float32(LENGTH_POWER - 1)  # type: ignore[no-any-return]
 
 
 def _search_parameters(nprobe: int | None, live: Bool[np.ndarray, " ids"] | None) -> Any:

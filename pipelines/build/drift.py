@@ -19,6 +19,7 @@ from infra.storage import Storage
 from pipelines.build.tombstones import read_tombstone_rows
 from pipelines.ivfpq import IndexConfig, derive_parameters
 from schemas.manifest import IndexEntry, ObjectRef
+from schemas.versions import FORMATS
 
 DRIFT: Final = 1.25
 """The most that the error of new photos may be, in errors at training. With the default network, photos of the same town come out
@@ -103,6 +104,8 @@ def reason_to_train(
         return f"the map has grown from {index.trained_for:,} to {photos:,} photos, more than {config.retrain_growth:g} times"
     if extend:
         return None
+    if index.quantizer_format < FORMATS["quantizer"]:
+        return f"it is of format {index.quantizer_format}; this Folio's, {FORMATS['quantizer']}, finds more"
     return f"it learned from {taken_down:,} photos that were taken down since" if taken_down else _drifted(index)
 
 

@@ -23,6 +23,7 @@ from pipelines.catalog.hilbert import hilbert_position
 from pipelines.ivfpq import IndexConfig, IvfPqParameters
 from schemas import layout
 from schemas.manifest import BBox, IndexEntry, Manifest, ObjectRef, ShardEntry, ShardSegment
+from schemas.versions import FORMATS
 
 MASKED_SHARE: Final = 1 / 4
 """Share of a shard's photos that may be masked before it is made anew: memory that searches for nothing."""
@@ -137,7 +138,8 @@ def _train(
         )
     sample = _sample(stored, selection, config.train_photos + MEASURED_PHOTOS)
     learned = min(config.train_photos, len(sample) - held_out(len(sample), config))
-    index_id = _name([fingerprint, parameters.to_json(), config.seed, [image_id for image_id, _, _ in sample[:learned]]])
+    learned_ids = [image_id for image_id, _, _ in sample[:learned]]
+    index_id = _name([fingerprint, FORMATS["quantizer"], parameters.to_json(), config.seed, learned_ids])
     descriptors = _gather(storage, stored, sample)
     quantizer = ivfpq.train_quantizer(descriptors[:learned], parameters, config)
     path = f"{layout.index_folder(index_id, uuid4().hex[:12])}/quantizer.faiss"

@@ -220,3 +220,23 @@ def test_fewer_cells_are_looked_at_when_asked_for_also_among_the_live(descriptor
         return len(ShardSearcher(quantizer, nprobe, [shard], [np.ones(PHOTOS, bool)]).search(descriptors[:1], PHOTOS)[0])
 
     assert found(1) < found(4) < found(PARAMETERS.nlist) == PHOTOS
+
+
+def test_a_photo_is_not_nearer_because_the_projection_keeps_little_of_it():
+    """Queries of which it keeps a third; the right photo, of which it keeps all, has a cosine of 0.3, the other one of 0.09.
+
+    By distance in the projection's space the other one would be the nearer one of every pair.
+    """
+    rng = np.random.default_rng(5)
+    inside, outside = np.eye(DIM, dtype=np.float32)[:32], np.eye(DIM, dtype=np.float32)[32:]
+    quantizer = train_quantizer(unit_vectors(PHOTOS, 6, dim=32) @ inside, PARAMETERS, CONFIG)
+    directions = unit_vectors(60, 7, dim=32) @ inside
+    elsewhere = rng.permuted(np.repeat(outside, 2, axis=0)[:60], axis=0)
+    others = 0.3 * directions + 0.91**0.5 * elsewhere
+    shard = make_shard(quantizer, DIM, [(np.concatenate([directions, others]), np.arange(120))])
+    queries = 0.3 * directions + 0.91**0.5 * np.roll(elsewhere, 1, axis=0)
+
+    found = ShardSearcher(quantizer, PARAMETERS.nprobe, [shard]).search(queries, 120)
+
+    ranks = [[number for _, _, number in hits] for hits in found]
+    assert np.mean([rank.index(number) < rank.index(number + 60) for number, rank in enumerate(ranks)]) > 0.9

@@ -188,6 +188,8 @@ def manifest() -> Manifest:
             )
         ],
         index=IndexEntry(
+            quantizer_format=1,
+            shard_format=1,
             kind="ivfpq",
             index_id="89abcdef0123456789abcdef",
             seed=7,

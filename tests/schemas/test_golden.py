@@ -13,7 +13,7 @@ from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import descriptor_matrix, read_table_facts
 from pipelines.build.plan import decode_plan
-from pipelines.ivfpq import ShardSearcher
+from pipelines.ivfpq import ShardSearcher, make_shard
 from schemas import versions
 from schemas.errors import FormatError, MapError
 from schemas.local_features import LocalFeatures
@@ -139,16 +139,26 @@ def test_descriptor_codes_point_where_the_descriptors_do(store: Storage, golden:
         np.testing.assert_allclose(codes / 127 * np.abs(descriptor).max(), descriptor, atol=np.abs(descriptor).max() / 254 + 1e-6)
 
 
-def test_each_photo_of_the_golden_shard_is_found_by_its_descriptor():
-    """Coded in one byte and yet nearer to itself than to the others, which lie 2 apart (the squared distance of two axes)."""
-    quantizer, shard = ((GOLDEN / name).read_bytes() for name in ("quantizer-1.faiss", "shard-1.faiss"))
+@pytest.mark.parametrize(("version", "expected"), [(1, [0.2063, 0.1297, 0.1765]), (2, [-0.6685, -0.4753, -0.4572])])
+def test_each_photo_of_the_golden_shard_is_found_by_its_descriptor(version: int, expected: list[float]):
+    """Coded in one byte and yet nearer to itself than to the others; in format 1 these lie 2 apart, squared, in format 2 at 0."""
+    quantizer, shard = ((GOLDEN / f"{kind}-{version}.faiss").read_bytes() for kind in ("quantizer", "shard"))
     searcher = ShardSearcher(quantizer, samples.PARAMETERS.nprobe, [shard])
 
     found = searcher.search(samples.descriptor_numbers().astype(np.float32), 3)
 
     assert [sorted(number for _, _, number in hits) for hits in found] == [samples.SHARD_IDS] * 3
     assert [hits[0][2] for hits in found] == samples.SHARD_IDS
-    np.testing.assert_allclose([hits[0][0] for hits in found], [0.2063, 0.1297, 0.1765], atol=1e-3)
+    np.testing.assert_allclose([hits[0][0] for hits in found], expected, atol=1e-3)
+
+
+def test_photos_are_added_to_an_old_quantizer_as_they_were_then():
+    """A backfill keeps the quantizer of a map, and what it codes must be found among what was coded before."""
+    block = (samples.descriptor_numbers().astype(np.float32), np.array(samples.SHARD_IDS))
+
+    shard = make_shard((GOLDEN / "quantizer-1.faiss").read_bytes(), samples.DIM, [block])
+
+    assert shard == (GOLDEN / "shard-1.faiss").read_bytes()
 
 
 @pytest.mark.parametrize("kind", samples.TABLES)

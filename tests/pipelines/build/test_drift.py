@@ -146,6 +146,15 @@ def test_a_quantizer_of_an_older_folio_is_kept_until_the_map_has_grown(storage: 
     )
 
 
+def test_a_quantizer_of_an_older_format_is_made_anew_by_a_build_and_kept_by_a_backfill(
+    storage: Storage, stored: Stored, head: Manifest
+):
+    old = msgspec.structs.replace(head.index, quantizer_format=1)
+
+    assert reason_to_train(old, 600, DIM, CONFIG, extend=False) == "it is of format 1; this Folio's, 2, finds more"
+    assert reason_to_train(old, 600, DIM, CONFIG, extend=True) is None
+
+
 @pytest.mark.parametrize(("sample", "held"), [(256, 0), (263, 0), (264, 8), (320, 20), (1_600, 100), (65_536, 1_024)])
 def test_photos_are_held_out_where_enough_are_left_to_train_on(sample: int, held: int):
     assert held_out(sample, CONFIG) == held
