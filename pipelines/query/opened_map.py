@@ -152,7 +152,7 @@ class OpenedMap:
 
     def _read_descriptor(self, segment: str, row: int) -> np.ndarray:
         read: np.ndarray = self.segment(segment).descriptors.read([row])[0]
-        return read if read.base is None else read.copy()  # a view may keep others as well
+        return read.copy() if isinstance(self.segment(segment).descriptors, DescriptorReader) else read  # not its row group
 
     def _read_features(self, segment: str, row: int) -> LocalFeatures:
         return self.segment(segment).local_features.read([row])[0]
@@ -202,7 +202,9 @@ class _PhotoCache(Generic[T]):
             found = {key: self._kept[key] for key in keys if key in self._kept}
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         # Not under the lock: two threads may read the same, none waits for another's.
-        found.update(zip(missing, self._threads.map(self._read, *zip(*missing, strict=True)), strict=True) if missing else ())
+        shares = [missing[start::REQUESTS_AT_ONCE] for start in range(min(REQUESTS_AT_ONCE, len(missing)))]
+        for share, read in zip(shares, self._threads.map(self._read_share, shares), strict=True):
+            found.update(zip(share, read, strict=True))
         with self._lock:
             for key in keys:
                 if key not in self._kept:
@@ -212,3 +214,7 @@ class _PhotoCache(Generic[T]):
             while self._held_bytes > CACHE_BYTES:
                 self._held_bytes -= self._size_bytes(self._kept.popitem(last=False)[1])
         return [found[key] for key in keys]
+
+    def _read_share(self, keys: list[tuple[str, int]]) -> list[T]:
+        """Read what one thread is to read: handing over single photos would take longer than reading them from a disk."""
+        return [self._read(*key) for key in keys]
