@@ -56,6 +56,18 @@ class _Group(_WithExample, click.Group):
             _fail("stopped. What was finished is kept; run the same command again to go on.")
 
 
+def _with_prior(options: dict[str, Any]) -> dict[str, Any]:
+    """Put what was known beforehand of the photos in place of the options that say it."""
+    from pipelines.query.prior import prior_of
+
+    names = ("near", "within", "bbox", "area", "taken_from", "taken_until")
+    try:
+        prior = prior_of(**{name: options[name] for name in names})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    return {**{name: value for name, value in options.items() if name not in names}, "prior": prior}
+
+
 def _fail(message: str) -> NoReturn:
     click.echo(f"folio: {message}", err=True)
     sys.exit(1)
@@ -87,6 +99,14 @@ PRECISION = click.option(
     show_default=True,
     metavar="SHARE",
     help="Share of the answers that shall be right; below it: don't know. For calibrated maps.",
+)
+PRIOR = _options(
+    click.option("--near", metavar="LAT,LON", help="Look only at photos taken near here.  [default: everywhere]"),
+    click.option("--within", metavar="DISTANCE", help="How near, as 800m or 2km.  [default: 1km]"),
+    click.option("--bbox", multiple=True, metavar="W,S,E,N", help="Look only here, in degrees. May be repeated."),
+    click.option("--area", metavar="FILE", help="Look only in these polygons; GeoJSON."),
+    click.option("--taken-from", metavar="TIME", help="Look only at photos of this day or time and later."),
+    click.option("--taken-until", metavar="TIME", help="And until this one."),
 )
 PREFECT = click.option("--prefect", is_flag=True, help="Run as a Prefect flow, also when PREFECT_API_URL is not set.")
 BUILDING = _options(
@@ -146,6 +166,7 @@ def backfill(**options: Any) -> None:
 @MAP
 @click.argument("photos", metavar="PHOTO...", nargs=-1, required=True)
 @PRECISION
+@PRIOR
 @VERSION
 @WEIGHTS
 @DEVICE
@@ -159,7 +180,7 @@ def query(map_url: str, photos: tuple[str, ...], as_json: bool, **options: Any) 
     from pipelines.geotag.ask import ask
 
     settings = _settings()
-    found = ask(map_url, photos, settings, **options)
+    found = ask(map_url, photos, settings, **_with_prior(options))
     if as_json:
         _print_json(found)
         return
@@ -175,6 +196,7 @@ def query(map_url: str, photos: tuple[str, ...], as_json: bool, **options: Any) 
 @click.argument("photos", metavar="ARCHIVE...", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", help="Folder for the geotags and everything they rest on.")
 @PRECISION
+@PRIOR
 @VERSION
 @WEIGHTS
 @UTM_ZONE
@@ -191,7 +213,7 @@ def geotag(out: str, precision: float, strict: bool, as_json: bool, prefect: boo
     from pipelines.locate.position import PositionConfig
 
     settings = _settings()
-    request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **options)
+    request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **_with_prior(options))
     if prefect or settings.prefect_api_url:
         with changed_environment(PREFECT_ENVIRONMENT):
             from pipelines.geotag.flow import run_as_flow
@@ -212,6 +234,7 @@ def geotag(out: str, precision: float, strict: bool, as_json: bool, prefect: boo
 @UTM_ZONE
 @DEVICE
 @PRECISION
+@PRIOR
 @STRICT
 @JSON
 def evaluate(radius_m: float, out: str, precision: float, strict: bool, as_json: bool, **options: Any) -> None:
@@ -225,7 +248,7 @@ def evaluate(radius_m: float, out: str, precision: float, strict: bool, as_json:
     from pipelines.locate.position import PositionConfig
 
     settings = _settings()
-    request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **options)
+    request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **_with_prior(options))
     geotagged = run_geotag(request, settings)
     metrics = run_evaluation(out, radius_m=radius_m, settings=settings)
     summary = EvaluationSummary.of(metrics, geotagged, radius_m=radius_m)

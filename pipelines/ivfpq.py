@@ -13,7 +13,7 @@ made nearly, not quite, equally long (`LENGTH_POWER`). Those of format 1, still 
 Letters: n photos, D descriptor dimensions, q queries, k neighbours.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -172,13 +172,22 @@ class ShardSearcher:
     ) -> None:
         self._quantizer = _Quantizer(quantizer) if quantizer is not None else None
         self._shards = [_deserialise(shard) for shard in shards]
-        self._parameters = [
-            _search_parameters(nprobe if quantizer is not None else None, only)
-            for only in (live if live is not None else [None] * len(shards))
-        ]
+        self._live = list(live) if live is not None else [None] * len(shards)
+        self._parameters = [_search_parameters(nprobe if quantizer is not None else None, only) for only in self._live]
 
-    def search(self, queries: Float32[np.ndarray, "q D"], k: int) -> list[list[tuple[float, int, int]]]:
+    def search(
+        self,
+        queries: Float32[np.ndarray, "q D"],
+        k: int,
+        only: Mapping[int, Bool[np.ndarray, " ids"]] | None = None,
+    ) -> list[list[tuple[float, int, int]]]:
         """Find the nearest photos of each query over all shards.
+
+        Args:
+            queries: descriptors.
+            k: how many.
+            only: by shard, which ids may be found; other shards are left alone. Then every cell is looked at, so that what is
+                found is what a search of everything would find among them.
 
         Returns:
             For each query (distance, shard number, id), nearest first, at most k from each shard. Distances only say who is
@@ -187,6 +196,10 @@ class ShardSearcher:
         projected = self._quantizer.project(queries) if self._quantizer else queries
         found: list[list[tuple[float, int, int]]] = [[] for _ in range(len(queries))]
         for number, (shard, parameters) in enumerate(zip(self._shards, self._parameters, strict=True)):
+            if only is not None:
+                if number not in only:
+                    continue
+                parameters = self._restricted(number, only[number])
             distances, ids = shard.search(projected, min(k, shard.ntotal), params=parameters)
             if shard.metric_type == faiss.METRIC_INNER_PRODUCT:
                 distances = -distances
@@ -195,6 +208,13 @@ class ShardSearcher:
         for hits in found:
             hits.sort()
         return found
+
+    def _restricted(self, number: int, only: Bool[np.ndarray, " ids"]) -> Any:
+        live = self._live[number]
+        if live is not None:
+            both = min(len(live), len(only))
+            only = live[:both] & only[:both]
+        return _search_parameters(self._shards[number].nlist if self._quantizer else None, only)
 
 
 def use_threads(count: int) -> None:

@@ -11,6 +11,7 @@ from pipelines.catalog.sources import list_photos
 from pipelines.geotag.geotag import make_geotags
 from pipelines.locate.position import PositionConfig
 from pipelines.query.answering import answer_catalog
+from pipelines.query.prior import Prior
 from pipelines.query.worker import open_worker
 
 
@@ -79,10 +80,12 @@ def ask(
     weights: str | None,
     device: str,
     precision: float = 0.95,
+    prior: Prior | None = None,
 ) -> Asked:
     """Answer photos. Writes nothing. Raises any `FolioError`."""
     limits = PhotoLimits()
-    worker = open_worker(map_url, settings, version=version, weights=Path(weights) if weights else None, device=device)
+    weights_file = Path(weights) if weights else None
+    worker = open_worker(map_url, settings, version=version, weights=weights_file, device=device, prior=prior)
     catalog = list_photos(photos, settings=settings, needs_position=False, limits=limits)
     answers = answer_catalog(worker, catalog, settings, limits, description="query")
     geotags = make_geotags(answers, PositionConfig(precision=precision))

@@ -25,6 +25,7 @@ from pipelines.geotag.geojson import to_geojson
 from pipelines.locate.decide import locate, needed_probability
 from pipelines.locate.position import PositionConfig, Vote
 from pipelines.query.answering import Answers, answer_catalog
+from pipelines.query.prior import Prior
 from pipelines.query.worker import open_worker
 from schemas.calibration import ConfidenceFit
 from schemas.geoparquet import point_columns
@@ -43,6 +44,7 @@ class GeotagRequest:
     weights: str | None = None
     utm_zone: str | None = None
     device: str = "auto"
+    prior: Prior | None = None
     position: PositionConfig = field(default_factory=PositionConfig)
     limits: PhotoLimits = field(default_factory=PhotoLimits)
 
@@ -85,6 +87,7 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
         version=request.version,
         weights=Path(request.weights) if request.weights else None,
         device=request.device,
+        prior=request.prior,
     )
     catalog = list_photos(
         request.photos, settings=settings, utm_zone=request.utm_zone, needs_position=False, limits=request.limits

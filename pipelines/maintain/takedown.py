@@ -21,6 +21,7 @@ from infra.storage import Storage
 from pipelines.build.masking import read_photos, with_masked
 from pipelines.build.membership import live_rows
 from pipelines.build.tombstones import read_tombstone_rows, tombstones_of, write_tombstones
+from pipelines.catalog.boxes import inside, parse_box, require_box
 from schemas.images import image_id
 from schemas.manifest import BBox, Manifest, ObjectRef, SegmentEntry
 from schemas.tombstones import TOMBSTONES
@@ -54,12 +55,8 @@ class TakedownRequest:
         for name in self.image_ids:
             if not _IMAGE_ID.fullmatch(name):
                 raise ValueError(f"an image id is 32 hex digits, got {name!r}; for names of photos there are uris")
-        for west, south, east, north in self.boxes:
-            if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
-                raise ValueError(
-                    "a box is west,south,east,north in degrees, with south up to north, and west beyond east only across the "
-                    f"date line; got {west},{south},{east},{north}"
-                )
+        for box in self.boxes:
+            require_box(box)
 
     def asked(self) -> dict[str, str]:
         """Image id -> what the user called the photo, for those asked for by name."""
@@ -154,7 +151,7 @@ def request_of(*, ids: Sequence[str], uris: Sequence[str], bbox: Sequence[str], 
     return TakedownRequest(
         image_ids=frozenset(name.strip().lower() for name in named),
         uris=frozenset(uri for file in uris for uri in read_lines(file)),
-        boxes=tuple(_box(text) for text in bbox),
+        boxes=tuple(parse_box(text) for text in bbox),
         duplicates=duplicates,
     )
 
@@ -172,15 +169,6 @@ def read_lines(file: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: needed UTF-8 text with one name a line, found other bytes") from error
     return [line for line in text.split("\n") if line.strip()]
-
-
-def inside(lon_deg: np.ndarray, lat_deg: np.ndarray, box: BBox) -> np.ndarray:
-    """Mark the points in a box, edges included: (n,) bool. 180 and -180 degrees east are the same meridian."""
-    west, south, east, north = box
-    if west > east:
-        east += 360
-    turned = [(west <= lon_deg + turn) & (lon_deg + turn <= east) for turn in (-360, 0, 360)]
-    return (south <= lat_deg) & (lat_deg <= north) & np.logical_or.reduce(turned)  # type: ignore[no-any-return]
 
 
 class _Takedown:
@@ -288,14 +276,6 @@ class _Takedown:
         self._duplicates = _lines(photos, [copy & ~fall for copy, fall in zip(copies, falls, strict=True)])
         self._before = frozenset(old["image_id"].to_pylist())
         self._in_map = _values(photos, live, "image_id")
-
-
-def _box(text: str) -> BBox:
-    try:
-        west, south, east, north = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"a box is west,south,east,north in degrees, got {text!r}") from error
-    return west, south, east, north
 
 
 def _among(column: pa.ChunkedArray, values: Collection[str]) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float16, Float32, Int8
+from jaxtyping import Bool, Float16, Float32, Int8
 
 from infra.arrays import DescriptorCodesReader, LocalFeaturesReader
 from infra.storage import Storage
@@ -19,6 +19,7 @@ from infra.tables import DescriptorReader, get_object, read_table
 from pipelines.build.masking import checked_receipt
 from pipelines.build.membership import live_rows
 from pipelines.ivfpq import ShardSearcher
+from pipelines.query.prior import Prior
 from schemas import layout
 from schemas.calibration import decode_calibration
 from schemas.errors import DamagedError
@@ -27,6 +28,7 @@ from schemas.manifest import Manifest, SegmentEntry, ShardEntry, ShardSegment
 from schemas.versions import require_readable
 
 POSITION_COLUMNS: Final = ["image_id", "uri", "root", "lat_deg", "lon_deg"]
+IMAGE_COLUMNS: Final = [*POSITION_COLUMNS, "taken_at"]
 
 CACHE_BYTES: Final = 16 * 1024 * 1024
 """Descriptors that are kept in memory between queries, and as much again of local features, those asked for last: the codes of
@@ -57,7 +59,7 @@ class OpenedSegment:
         folder = layout.segment_folder(entry.segment_id, entry.attempt)
         self._refs = {ref.path.removeprefix(folder + "/"): ref for ref in receipt.objects}
         images = self._refs[layout.IMAGES]
-        self.images = read_table(storage, images.path, kind="images", columns=POSITION_COLUMNS, expected=images).combine_chunks()
+        self.images = read_table(storage, images.path, kind="images", columns=IMAGE_COLUMNS, expected=images).combine_chunks()
         codes = f"{folder}/{layout.DESCRIPTOR_CODES}"
         self.descriptors: DescriptorCodesReader | DescriptorReader = (
             DescriptorCodesReader(storage, codes, expected=receipt.objects)
@@ -90,6 +92,7 @@ class OpenedMap:
         self._segments: dict[str, OpenedSegment] = {}
         self.calibration = decode_calibration(manifest.calibration)
         """What was fitted to the map, if anything was."""
+        self._matching: tuple[Prior, dict[int, Bool[np.ndarray, " ids"]]] | None = None
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
         self._descriptors = _PhotoCache(self._threads, self._read_descriptor, lambda row: row.nbytes)
         self._features = _PhotoCache(self._threads, self._read_features, lambda found: found.size_bytes)
@@ -114,18 +117,44 @@ class OpenedMap:
         missing = [segment_id for segment_id in dict.fromkeys(segment_ids) if segment_id not in self._segments]
         list(self._threads.map(self.segment, missing))
 
-    def nearest(self, descriptor: Float32[np.ndarray, " D"], count: int) -> list[StoredPhoto]:
+    def nearest(self, descriptor: Float32[np.ndarray, " D"], count: int, prior: Prior | None = None) -> list[StoredPhoto]:
         """Find the photos whose compressed descriptors are nearest, nearest first.
 
         Ties go to the smaller image id, so the answer does not depend on how photos were cut into segments and shards.
+
+        Args:
+            descriptor: of the query.
+            count: how many.
+            prior: which photos can match; None: all.
         """
         # A few more than asked for, so that photos with equal codes at the end of the list are all there to choose from.
-        hits = self._searcher.search(descriptor[None], count + 64)[0]
+        hits = self._searcher.search(descriptor[None], count + 64, None if prior is None else self.matching(prior))[0]
         members = [self._member(shard, number) for _, shard, number in hits]
         self._open(member.segment_id for member in members)
         photos = [(distance, self._photo(member, number)) for (distance, _, number), member in zip(hits, members, strict=True)]
         photos.sort(key=lambda pair: (pair[0], pair[1].image_id))
         return [photo for _, photo in photos[:count]]
+
+    def matching(self, prior: Prior) -> dict[int, Bool[np.ndarray, " ids"]]:
+        """Mark, by shard, the ids of photos that can match; shards without any are left out. Kept for the next query."""
+        found = self._matching
+        if found is None or found[0] != prior:
+            found = self._matching = (prior, self._find_matching(prior))
+        return found[1]
+
+    def _find_matching(self, prior: Prior) -> dict[int, Bool[np.ndarray, " ids"]]:
+        touched = {entry.segment_id for entry in self.manifest.segments if prior.touches(entry.bbox)}
+        self._open(touched)
+        marks: dict[int, Bool[np.ndarray, " ids"]] = {}
+        for number, shard in enumerate(self.manifest.index.shards):
+            members = [member for member in shard.segments if member.segment_id in touched]
+            rows = [prior.matches(self.segment(member.segment_id).images) for member in members]
+            if any(one.any() for one in rows):
+                ids = np.zeros(max(member.first_id + len(one) for member, one in zip(members, rows, strict=True)), bool)
+                for member, one in zip(members, rows, strict=True):
+                    ids[member.first_id : member.first_id + len(one)] = one
+                marks[number] = ids
+        return marks
 
     def descriptors_of(self, photos: Sequence[StoredPhoto]) -> list[Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"]]:
         """Read descriptors of photos, in their order: codes, or, of segments without codes, the descriptors themselves."""
@@ -162,7 +191,7 @@ class OpenedMap:
         self._open(self._entries)
         parts = []
         for segment_id, entry in self._entries.items():
-            images = self.segment(segment_id).images.replace_schema_metadata(None)
+            images = self.segment(segment_id).images.select(POSITION_COLUMNS).replace_schema_metadata(None)
             parts.append(images.filter(pa.array(live_rows(entry))))
         return pa.concat_tables(parts)
 

@@ -28,8 +28,9 @@ from pipelines.engine.model import load_encoder, require_same_model, weights_fil
 from pipelines.engine.threads import use_threads
 from pipelines.locate.decide import fitted_pool
 from pipelines.query.opened_map import OpenedMap, StoredPhoto
+from pipelines.query.prior import Prior
 from schemas.calibration import Calibration
-from schemas.errors import DamagedError, ObjectMissing
+from schemas.errors import DamagedError, MapError, ObjectMissing
 from schemas.local_features import LocalFeatures
 from schemas.manifest import Manifest
 
@@ -85,10 +86,18 @@ class QueryWorker:
         encoder: the network it was made with.
         config: re-ranking.
         follows: whether to move on to newer versions.
+        prior: which photos of the map can match; None: all.
     """
 
     def __init__(
-        self, storage: Storage, opened: OpenedMap, encoder: Encoder, config: RerankConfig, *, follows: bool = True
+        self,
+        storage: Storage,
+        opened: OpenedMap,
+        encoder: Encoder,
+        config: RerankConfig,
+        *,
+        follows: bool = True,
+        prior: Prior | None = None,
     ) -> None:
         self.map = opened
         """The version that the next answer comes from; replaced as a whole."""
@@ -96,6 +105,7 @@ class QueryWorker:
         self._storage = storage
         self._config = config
         self._follows = follows
+        self._prior = prior
         self._moving = Lock()
 
     @property
@@ -155,7 +165,7 @@ class QueryWorker:
     ) -> Answer:
         reranker = Reranker(self._fitted(opened))
         photos, cosines = self._best_by_descriptor(opened, query.descriptor)
-        if not photos:  # all were taken down
+        if not photos:  # all were taken down, or none can match
             return Answer(candidates=[], pool_size=0, matched_patches=np.empty((0, 4), np.uint8), map=opened)
         pool = reranker.pool_size(cosines)
         dim = query.features.shape[1]
@@ -207,7 +217,7 @@ class QueryWorker:
     ) -> tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]:
         """The first stage: compressed search, then exact cosines; ties go to the smaller image id."""
         keep = self._config.pool.max_size
-        photos = opened.nearest(descriptor, REFINED * keep)
+        photos = opened.nearest(descriptor, REFINED * keep, self._prior)
         if not photos:
             return [], np.empty(0)
         cosines = exact_cosines(opened.descriptors_of(photos), descriptor)
@@ -266,6 +276,7 @@ def open_worker(
     weights: Path | None = None,
     device: str = "auto",
     config: RerankConfig | None = None,
+    prior: Prior | None = None,
 ) -> QueryWorker:
     """Open a version of a map for queries.
 
@@ -276,11 +287,13 @@ def open_worker(
         weights: a safetensors file; None: the recipe's own, or those in the models folder.
         device: where the network runs.
         config: re-ranking; None: the defaults.
+        prior: which photos of the map can match; None: all.
 
     Raises:
         MapMissing: no map there, or no such version.
         MapError: the version is retired.
         ModelError: the weights are missing or are not those the map was made with.
+        MapError: no photo can match.
         DamagedError: the index is not what the manifest says.
     """
     use_threads(settings.threads)
@@ -292,4 +305,9 @@ def open_worker(
     remedy = "Give the weights the map was made with: --weights FILE.safetensors"
     require_same_model(encoder, manifest.model, map_url=storage.url, remedy=remedy)
     opened = _open_newest(storage, manifest) if version is None else OpenedMap(storage, manifest)
-    return QueryWorker(storage, opened, encoder, config or encoder.reranking, follows=version is None)
+    if prior is not None and not opened.matching(prior):
+        raise MapError(
+            f"{storage.url}: found no photo of version {opened.manifest.version} where and when the search was to look. "
+            "Nothing was changed. Look in a larger area, or everywhere."
+        )
+    return QueryWorker(storage, opened, encoder, config or encoder.reranking, follows=version is None, prior=prior)

@@ -240,3 +240,23 @@ def test_a_photo_is_not_nearer_because_the_projection_keeps_little_of_it():
 
     ranks = [[number for _, _, number in hits] for hits in found]
     assert np.mean([rank.index(number) < rank.index(number + 60) for number, rank in enumerate(ranks)]) > 0.9
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1000), share=st.floats(0.01, 0.6), taken_down=st.floats(0, 0.5))
+def test_among_some_ids_the_search_finds_what_a_search_of_everything_finds_there(
+    descriptors: np.ndarray, quantizer: bytes, seed: int, share: float, taken_down: float
+):
+    """Also with few cells probed otherwise, photos taken down, and a shard left out."""
+    rng = np.random.default_rng(seed)
+    parts = np.split(rng.permutation(PHOTOS), [200, 350])
+    shards = [make_shard(quantizer, DIM, [(descriptors[part], np.arange(len(part)))]) for part in parts]
+    live = [rng.random(len(part)) >= taken_down for part in parts]
+    only = {number: rng.random(len(part)) < share for number, part in enumerate(parts) if number != 1}
+    queries = near(descriptors[:5], seed)
+
+    everything = ShardSearcher(quantizer, PARAMETERS.nlist, shards, live).search(queries, PHOTOS)
+    found = ShardSearcher(quantizer, 1, shards, live).search(queries, PHOTOS, only)
+
+    expected = [[hit for hit in hits if hit[1] in only and only[hit[1]][hit[2]]] for hits in everything]
+    assert found == expected

@@ -13,7 +13,8 @@ from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from pipelines.build.masking import without
 from pipelines.build.tombstones import read_tombstone_rows, read_tombstones
-from pipelines.maintain.takedown import TakedownRequest, inside, request_of, takedown
+from pipelines.catalog.boxes import inside
+from pipelines.maintain.takedown import TakedownRequest, request_of, takedown
 from pipelines.maintain.versions import rollback
 from pipelines.query.opened_map import OpenedMap
 from schemas.errors import MapMissing
