@@ -53,7 +53,7 @@ SIGMAS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 LEAST_SIZES: Final = (10, 15, 20)
 """Ten candidates vote on the position, so fewer are never matched, unless one alone is beyond doubt."""
 
-MARGIN: Final = 3
+MARGIN: Final = 2
 """Pools are this many times as large as those that lose no photo held back: the next photo is none of them. Without this, the
 pools of five sets lost one or two right answers of a hundred."""
 
