@@ -30,9 +30,9 @@ from schemas.versions import require_readable
 POSITION_COLUMNS: Final = ["image_id", "uri", "root", "lat_deg", "lon_deg"]
 IMAGE_COLUMNS: Final = [*POSITION_COLUMNS, "taken_at"]
 
-CACHE_BYTES: Final = 16 * 1024 * 1024
+CACHE_BYTES: Final = 12 * 1024 * 1024
 """Descriptors that are kept in memory between queries, and as much again of local features, those asked for last: the codes of
-1,900 descriptors of 8,448 numbers, and of 500 photos' 640 features of 48 numbers."""
+1,500 descriptors of 8,448 numbers, and of 375 photos' 640 features of 48 numbers."""
 
 REQUESTS_AT_ONCE: Final = 32
 """Of all queries together. The threads stay: each new one may take memory from a new place, which then stays taken."""

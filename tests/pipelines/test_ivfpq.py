@@ -44,11 +44,11 @@ def quantizer(descriptors: np.ndarray) -> bytes:
     [
         (0, 8448, None),
         (255, 8448, None),
-        (256, 8448, (64, 16, 8, 16)),  # at least 64 dimensions; sqrt(256) cells, all of them probed
-        (2_000, 8448, (128, 32, 16, 16)),  # 2000 / 8 = 250 dimensions, rounded down to a power of two; sqrt is 45, nearest 32
-        (10_000, 8448, (512, 128, 64, 32)),  # 64 code bytes are the most; sqrt is 100, nearest 128; a quarter is probed
-        (1_000_000, 8448, (512, 1024, 64, 256)),
-        (1_000_000, 96, (64, 1024, 8, 256)),  # no more dimensions than the descriptor has
+        (256, 8448, (64, 16, 16, 16)),  # at least 64 dimensions; sqrt(256) cells, all of them probed
+        (2_000, 8448, (128, 32, 32, 32)),  # 2000 / 8 = 250 dimensions, rounded down to a power of two; sqrt is 45, nearest 32
+        (10_000, 8448, (512, 128, 128, 128)),  # 128 code bytes are the most; sqrt is 100, nearest 128
+        (1_000_000, 8448, (512, 1024, 128, 256)),  # a quarter of the cells is probed
+        (1_000_000, 96, (64, 1024, 16, 256)),  # no more dimensions than the descriptor has
     ],
 )
 def test_the_size_of_an_index_follows_from_the_number_of_photos(
@@ -61,11 +61,11 @@ def test_the_size_of_an_index_follows_from_the_number_of_photos(
     )
 
 
-def test_half_the_code_bytes_keep_half_the_dimensions():
+def test_a_quarter_of_the_code_bytes_keeps_a_quarter_of_the_dimensions():
     found = derive_parameters(1_000_000, 8448, IndexConfig(max_code_bytes=32))
 
     assert found is not None
-    assert (found.pca_dim, found.code_bytes) == (256, 32)
+    assert (found.pca_dim, found.code_bytes) == (128, 32)
 
 
 def test_a_limit_too_low_to_train_at_is_refused():

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from fol_model.config import RerankConfig
 from fol_model.inference import EncodedPhoto
 from pipelines.engine.partition import Partition, segment_id
 from schemas.errors import PhotoError
@@ -24,6 +25,7 @@ class NumberEncoder:
     descriptor_dim, local_dim, max_local_features, local_precision = DIM, 128, 2, "float16"
     fingerprint, trained, decode_side, weight_bytes = "f00d", False, None, 0
     recipe = SimpleNamespace(name="tiny")
+    reranking = RerankConfig()
 
     def __init__(self, batch_size: int = 1) -> None:
         self.batch_size = batch_size
