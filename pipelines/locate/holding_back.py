@@ -207,7 +207,7 @@ def shrink_pool(
     right: Sequence[Bool[np.ndarray, " all"]],
     config: RerankConfig,
 ) -> PoolConfig:
-    """Find the smallest pools of which a third already ranks as many right candidates first, and among the first five.
+    """Find the smallest pools of which half already ranks as many right candidates first, and among the first five.
 
     Args:
         cosines: of the candidates of each photo asked, largest first.

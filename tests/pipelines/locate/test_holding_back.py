@@ -184,7 +184,7 @@ def test_a_weight_that_surely_wins_is_taken():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_third_of_the_fitted_pools_already_loses_nobody(seed: int):
+def test_a_part_of_the_fitted_pools_already_loses_nobody(seed: int):
     """Of photos whose right candidate is among the first few, so that small pools are possible."""
     cosines, right = questions(seed)
     config = RerankConfig(pool=PoolConfig(fixed_size=100))
