@@ -35,17 +35,23 @@ def require_box(box: BBox) -> None:
 
 def inside(lon_deg: np.ndarray, lat_deg: np.ndarray, box: BBox) -> np.ndarray:
     """Mark the points in a box, edges included: (n,) bool. 180 and -180 degrees east are the same meridian."""
-    west, south, east, north = box
-    if west > east:
-        east += 360
-    turned = [(west <= lon_deg + turn) & (lon_deg + turn <= east) for turn in (-360, 0, 360)]
-    return (south <= lat_deg) & (lat_deg <= north) & np.logical_or.reduce(turned)  # type: ignore[no-any-return]
+    _, south, _, north = box
+    across = [(west <= lon_deg) & (lon_deg <= east) for west, east in _spans(box)]
+    return (south <= lat_deg) & (lat_deg <= north) & np.logical_or.reduce(across)  # type: ignore[no-any-return]
 
 
 def meet(one: BBox, other: BBox) -> bool:
     """Tell whether two boxes have a point in common."""
-    (west, south, east, north), (west_2, south_2, east_2, north_2) = one, other
-    east += 360 * (west > east)
-    east_2 += 360 * (west_2 > east_2)
-    beside = any(west <= east_2 + turn and west_2 + turn <= east for turn in (-360, 0, 360))
-    return beside and south <= north_2 and south_2 <= north
+    beside = any(west <= east_2 and west_2 <= east for west, east in _spans(one) for west_2, east_2 in _spans(other))
+    return beside and one[1] <= other[3] and other[1] <= one[3]
+
+
+def _spans(box: BBox) -> list[tuple[float, float]]:
+    """List the longitudes of a box as intervals within -180 to 180, without arithmetic, which would round."""
+    west, _, east, _ = box
+    spans = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+    if any(high == 180 for _, high in spans):
+        spans.append((-180.0, -180.0))
+    if any(low == -180 for low, _ in spans):
+        spans.append((180.0, 180.0))
+    return spans

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fol_model.config import RerankConfig
@@ -86,6 +86,7 @@ def test_no_segment_that_holds_a_match_is_passed_over_for_its_distance(
     other=st.tuples(longitudes, latitudes, longitudes, latitudes),
     share=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )
+@example(box=(1.0, 0.0, 0.0, 0.0), other=(1e-163, 0.0, 0.5, 0.0), share=(0.0, 0.0))
 def test_boxes_with_a_point_in_common_meet(
     box: tuple[float, float, float, float], other: tuple[float, float, float, float], share: tuple[float, float]
 ):
