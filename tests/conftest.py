@@ -5,10 +5,15 @@ from pathlib import Path
 from threading import Lock
 
 import pytest
+from hypothesis import settings
 
 from tests.faults.ceph import ACCESS_KEY, SECRET_KEY, Gateway, missing_programs, needs_ceph
 
 PROJECT = Path(__file__).parent.parent
+
+# No deadline for an example: what else a machine does must not fail a law. Where CI is set, examples are the same every time.
+settings.register_profile("folio", parent=settings(), deadline=None)
+settings.load_profile("folio")
 
 
 def _shared(folder: str) -> Path:

@@ -523,7 +523,6 @@ def profile(*, examples: int, steps: int) -> settings:
         stateful_step_count=steps,
         derandomize=True,
         database=None,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,

@@ -48,7 +48,7 @@ def test_a_photo_key_is_the_start_of_the_sha256_of_a_json_list():
 
 
 @given(st.lists(photos, min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_names_made_again_from_a_stored_table_are_the_same(listed: list[dict[str, Any]]):
     rows = [
         {
@@ -72,7 +72,7 @@ def test_names_made_again_from_a_stored_table_are_the_same(listed: list[dict[str
 
 
 @given(photos, photos, st.sampled_from(["uri", "size_bytes", "checksum", *FACTS]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_photo_of_which_one_thing_changed_has_another_key(photo: dict[str, Any], other: dict[str, Any], changed: str):
     assume(photo[changed] != other[changed])
 

@@ -175,7 +175,7 @@ def test_pieces_of_one_small_job_are_not_small():
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1, max_size=30), st.sets(st.integers(0, 29)))
-@examples(max_examples=80, deadline=None)
+@examples(max_examples=80)
 def test_what_was_merged_is_not_merged_again(sizes: list[tuple[int, int]], purged: set[int]):
     stored, selection, images = of_sizes(*sizes)
     names = {f"s{number}" for number in purged}

@@ -64,7 +64,7 @@ def test_masked_rows_are_ranges_without_their_ends(rows: list[bool], ranges: lis
 
 
 @given(st.lists(st.booleans(), max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_masking_and_unmasking_gives_the_same_rows_in_as_few_ranges_as_can_be(rows: list[bool]):
     ranges = masked_ranges(np.array(rows, bool))
 

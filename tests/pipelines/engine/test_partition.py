@@ -18,7 +18,7 @@ def cut_into(keys: list[str], **config: int) -> list[Partition]:
 
 
 @given(photos=st.integers(0, 80), max_photos=st.integers(1, 60), min_photos=st.integers(1, 60), pieces=st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_photo_is_in_exactly_one_partition_in_the_order_of_the_catalog(
     photos: int, max_photos: int, min_photos: int, pieces: int
 ):
@@ -55,7 +55,7 @@ def test_no_photos_make_no_partition():
 
 
 @given(st.sets(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), min_size=2).map(sorted), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_segment_is_named_by_its_photos_whatever_their_order(keys: list[str], data: st.DataObject):
     shuffled = data.draw(st.permutations(keys))
 

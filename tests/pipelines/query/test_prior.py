@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import shapely
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fol_model.config import RerankConfig
@@ -63,7 +63,6 @@ def open_map(storage: Storage) -> OpenedMap:
     return OpenedMap(storage, read_head(storage))
 
 
-@settings(deadline=None)
 @given(
     near=st.tuples(latitudes, longitudes),
     within_m=st.floats(1, 2e7),

@@ -33,7 +33,7 @@ def test_equal_maps_are_aligned_whatever_their_scale():
     assert abs(alignment(M_a, 0.3 * M_a)) < 1e-6
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(1e-3, 1e3))
 def test_alignment_is_never_negative_nor_not_a_number(seed: int, scale: float):
     loss = alignment(maps(seed), scale * maps(seed + 1) ** 4)
