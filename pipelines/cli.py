@@ -144,12 +144,28 @@ def main(ctx: click.Context, endpoint: str | None) -> None:
 @main.command(cls=_Command, epilog="folio build s3://maps/lund s3://survey/2026/ --plan")
 @BUILDING
 @click.option("--replace-model", is_flag=True, help="Encode every photo again when the network is not the map's.")
-def build(replace_model: bool, **options: Any) -> None:
+@click.option(
+    "--recall",
+    type=click.FloatRange(0.5, 1.0),
+    metavar="SHARE",
+    help="Share of the exact neighbours that a search must find.  [default: the map's, or as many as at the usual cost]",
+)
+@click.option(
+    "--bytes",
+    "code_bytes",
+    type=click.IntRange(8, 1024),
+    metavar="N",
+    help="Code bytes a photo takes in memory.  [default: the map's, or 128]",
+)
+def build(replace_model: bool, recall: float | None, code_bytes: int | None, **options: Any) -> None:
     """Bring the map at MAP up to date with exactly these photos: new ones are encoded, known ones kept, vanished ones dropped.
 
     Stop it at any time and run it again: finished work is kept, and readers see the old map until the new one is complete.
     """
-    _build(mode="build", replace_model=replace_model, **options)
+    from pipelines.ivfpq import IndexConfig
+
+    index = IndexConfig(recall=recall, code_bytes=code_bytes)
+    _build(mode="build", replace_model=replace_model, index=index, **options)
 
 
 @main.command(cls=_Command, epilog="folio backfill s3://maps/lund new-drive/")

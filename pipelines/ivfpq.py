@@ -28,6 +28,9 @@ PADDED_DIM: Final = 8
 """What subvectors are filled up to with zeros while their codes are learned: FAISS 1.15 takes 25 times as long for 4 numbers as
 for 8, and zeros change no distance."""
 
+CODE_BYTES: Final = 128
+"""Bytes of a photo's code where nothing else is asked for: a million photos take 136 MB with their ids."""
+
 LEAST_PROBED: Final = 256
 """Cells that are looked at. Maps of up to 90,000 photos have no more, and theirs cost less than the refine: at 41,000 made-up
 photos a quarter of the cells takes 5 ms and loses every fifth nearest that all of them find in 9 ms."""
@@ -47,8 +50,13 @@ class IndexConfig:
     flat_below: int = 256
     """Maps with fewer photos are stored flat: 256 is the least that an 8-bit product quantizer can be trained on."""
 
-    max_code_bytes: int = 128
-    """Bytes kept a photo in memory. Fewer bytes: less memory, a larger share of neighbours lost before the exact refine."""
+    code_bytes: int | None = None
+    """Bytes kept a photo in memory; None: as the version before was asked for, else `CODE_BYTES`. Fewer bytes: less memory, a
+    larger share of neighbours lost before the exact refine."""
+
+    recall: float | None = None
+    """Share of the exact neighbours that a search shall find, at whatever cost; None: as the version before, else as many as it
+    finds at the usual cost. See `pipelines/build/tune.py`."""
 
     train_photos: int = 65_536
     """Photos the quantizer is trained on, at most. The sample is held as float32: 2.2 GB at 8,448 dimensions."""
@@ -68,6 +76,10 @@ class IndexConfig:
     def __post_init__(self) -> None:
         if self.flat_below < 256:
             raise ValueError(f"flat_below must be at least 256, the points an 8-bit quantizer needs; got {self.flat_below}")
+        if self.code_bytes is not None and self.code_bytes < 1:
+            raise ValueError(f"code_bytes must be at least 1; got {self.code_bytes}")
+        if self.recall is not None and not 0 < self.recall <= 1:
+            raise ValueError(f"recall must be more than 0 and at most 1; got {self.recall}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +104,8 @@ def derive_parameters(photos: int, descriptor_dim: int, config: IndexConfig) -> 
     """
     if photos < config.flat_below:
         return None
-    most = min(SUBVECTOR_DIM * config.max_code_bytes, descriptor_dim, max(64, photos // 8))
-    pca_dim = 2 ** int(np.log2(most))
+    asked, most = SUBVECTOR_DIM * (config.code_bytes or CODE_BYTES), min(descriptor_dim, max(64, photos // 8))
+    pca_dim = asked if asked <= most else 2 ** int(np.log2(most))
     nlist = 2 ** round(np.log2(np.sqrt(photos)))
     return IvfPqParameters(
         pca_dim=pca_dim,

@@ -5,9 +5,9 @@ At training some photos are held out, and what they lose by being coded is the e
 learned lose less than any it will ever meet. Each build and backfill measures the same on the photos it adds. A rebuild trains
 again when theirs is too large; a backfill, which rewrites nothing, only keeps account.
 
-Kept in `IndexEntry.parameters`, beside the sizes: `trained_because`, `error`, of the photos encoded since training `new_photos`
-and `new_error`; how far it has learned in the order of image ids, `learned_to`, and how many tables of tombstones there were,
-`tombstones`.
+Kept in `IndexEntry.parameters`, beside the sizes and what `tune` chose: `trained_because`, `error`, of the photos encoded since
+training `new_photos` and `new_error`; how far it has learned in the order of image ids, `learned_to`, and how many tables of
+tombstones there were, `tombstones`.
 """
 
 from collections.abc import Sequence
@@ -104,6 +104,8 @@ def reason_to_train(
         return f"the map has grown from {index.trained_for:,} to {photos:,} photos, more than {config.retrain_growth:g} times"
     if extend:
         return None
+    if asked := _asked_for_something_else(index, photos, descriptor_dim, config):
+        return asked
     if index.quantizer_format < FORMATS["quantizer"]:
         return f"it is of format {index.quantizer_format}; this Folio's, {FORMATS['quantizer']}, finds more"
     return f"it learned from {taken_down:,} photos that were taken down since" if taken_down else _drifted(index)
@@ -140,7 +142,19 @@ def state(index: IndexEntry) -> str:
     if photos := index.parameters.get("new_photos"):
         few = "" if photos >= _judged(index) else f" (judged from {_judged(index):,} on)"
         text += f", {index.parameters['new_error']:.4f} on the {photos:,} photos encoded since{few}, at most {_bound(index):.4f}"
+    if recall := index.parameters.get("recall"):
+        text += f"; finds {recall:.1%} of the exact neighbours, {index.parameters['refined']:,} photos compared exactly"
     return text
+
+
+def _asked_for_something_else(index: IndexEntry, photos: int, descriptor_dim: int, config: IndexConfig) -> str | None:
+    wanted, has = derive_parameters(photos, descriptor_dim, config), index.parameters["code_bytes"]
+    if config.code_bytes and wanted and wanted.code_bytes != has:
+        return f"codes of {wanted.code_bytes} bytes were asked for, it makes {has}"
+    if config.recall and index.parameters.get("recall", 0.0) < config.recall:
+        found = f"it finds {index.parameters['recall']:g}" if "recall" in index.parameters else "it was never measured"
+        return f"a recall of {config.recall:g} was asked for, {found}"
+    return None
 
 
 def _drifted(index: IndexEntry) -> str | None:

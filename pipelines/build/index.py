@@ -7,7 +7,7 @@ curve; an id in it is `first_id` of its segment plus the row.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
@@ -19,6 +19,7 @@ from infra.tables import get_object, put_object, read_descriptors
 from pipelines import ivfpq
 from pipelines.build.drift import MEASURED_PHOTOS, held_out, learned_from, learned_to, reason_to_train, with_new_photos
 from pipelines.build.membership import Selection, StoredSegment, live_keys, live_rows, segment_object
+from pipelines.build.tune import require_recall, tune
 from pipelines.catalog.hilbert import hilbert_position
 from pipelines.ivfpq import IndexConfig, IvfPqParameters
 from schemas import layout
@@ -142,6 +143,10 @@ def _train(
     index_id = _name([fingerprint, FORMATS["quantizer"], parameters.to_json(), config.seed, learned_ids])
     descriptors = _gather(storage, stored, sample)
     quantizer = ivfpq.train_quantizer(descriptors[:learned], parameters, config)
+    photos = sum(int(live.sum()) for live in selection.values())
+    asked: dict[str, Any] = {"parameters": parameters, "photos": photos, "config": config}
+    tuning = tune(quantizer, descriptors[:learned], descriptors[learned:], **asked)
+    require_recall(tuning, descriptors[:learned], descriptors[learned:], **asked)
     path = f"{layout.index_folder(index_id, uuid4().hex[:12])}/quantizer.faiss"
     error = {"error": round(ivfpq.quantization_error(quantizer, descriptors[learned:]), 6)} if learned < len(sample) else {}
     return IndexEntry(
@@ -149,8 +154,14 @@ def _train(
         index_id=index_id,
         seed=config.seed,
         trained_on=learned,
-        trained_for=sum(int(live.sum()) for live in selection.values()),
-        parameters={**parameters.to_json(), **error, **circumstances, "learned_to": learned_to(sample[learned - 1][0])},
+        trained_for=photos,
+        parameters={
+            **parameters.to_json(),
+            **tuning.to_json(),
+            **error,
+            **circumstances,
+            "learned_to": learned_to(sample[learned - 1][0]),
+        },
         quantizer=put_object(storage, path, quantizer),
         shards=[],
     )

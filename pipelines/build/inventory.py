@@ -28,6 +28,7 @@ from pipelines.build.merging import allowed_photos, choose
 from pipelines.build.plan import BuildPlan, bytes_per_photo, decode_plan, memory_needed
 from pipelines.build.request import BuildRequest, Inventory, Surveyed
 from pipelines.build.tombstones import read_tombstones
+from pipelines.build.tune import settled
 from pipelines.engine.model import require_same_model
 from pipelines.engine.partition import cut
 from schemas import layout
@@ -105,7 +106,7 @@ def make_plan(surveyed: Surveyed, inventory: Inventory, settings: Settings) -> B
             same,
             photos,
             encoder.descriptor_dim,
-            request.index,
+            settled(request.index, head),
             taken_down=learned_from(surveyed.storage, same, head.tombstones if head else []),
             extend=request.mode == "backfill",
         ),

@@ -34,6 +34,7 @@ from pipelines.build.merging import allowed_photos, choose, conflict, is_mergeab
 from pipelines.build.purge import Purged
 from pipelines.build.request import BuildSummary, Prepared, Published, in_words
 from pipelines.build.tombstones import Tombstones, read_tombstones
+from pipelines.build.tune import settled
 from pipelines.engine.model import describe_model
 from pipelines.engine.partition import Partition
 from schemas import layout
@@ -216,7 +217,7 @@ class _Drafts:
                 f"({in_words(self.reasons)}). Nothing was published. {_last_resort(head)}See {self._prepared.storage.url}/"
                 f"{layout.run_folder(self._prepared.plan.run_id)}/{layout.REJECTS}"
             )
-        model = describe_model(encoder)
+        model, config = describe_model(encoder), settled(request.index, head)
         same = head if head and head.model.fingerprint == model.fingerprint else None
         index = build_index(
             self._prepared.storage,
@@ -225,7 +226,7 @@ class _Drafts:
             same,
             tombstones=head.tombstones if head else [],
             descriptor_dim=encoder.descriptor_dim,
-            config=request.index,
+            config=config,
             extend=request.mode == "backfill",
         )
         segments = [_segment_entry(stored[name].receipt, selection) for name in sorted(selection)]
@@ -249,7 +250,7 @@ class _Drafts:
             },
             configuration={
                 "partition": asdict(request.partition),
-                "index": asdict(request.index),
+                "index": asdict(config),
                 "limits": asdict(request.limits),
             },
             single_writer=request.single_writer,

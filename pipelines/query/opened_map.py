@@ -34,6 +34,9 @@ CACHE_BYTES: Final = 12 * 1024 * 1024
 """Descriptors that are kept in memory between queries, and as much again of local features, those asked for last: the codes of
 1,500 descriptors of 8,448 numbers, and of 375 photos' 640 features of 48 numbers."""
 
+KEPT: Final = 100
+"""Candidates of a query that `refined` in the manifest stands for."""
+
 REQUESTS_AT_ONCE: Final = 32
 """Of all queries together. The threads stay: each new one may take memory from a new place, which then stays taken."""
 
@@ -155,6 +158,10 @@ class OpenedMap:
                     ids[member.first_id : member.first_id + len(one)] = one
                 marks[number] = ids
         return marks
+
+    def refined(self, kept: int) -> int:
+        """Say how many photos the map wants compared exactly, so that the best `kept` are right; 0: it was not measured."""
+        return int(self.manifest.index.parameters.get("refined", 0)) * kept // KEPT
 
     def descriptors_of(self, photos: Sequence[StoredPhoto]) -> list[Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"]]:
         """Read descriptors of photos, in their order: codes, or, of segments without codes, the descriptors themselves."""

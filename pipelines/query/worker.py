@@ -217,7 +217,7 @@ class QueryWorker:
     ) -> tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]:
         """The first stage: compressed search, then exact cosines; ties go to the smaller image id."""
         keep = self._config.pool.max_size
-        photos = opened.nearest(descriptor, REFINED * keep, self._prior)
+        photos = opened.nearest(descriptor, max(REFINED * keep, opened.refined(keep)), self._prior)
         if not photos:
             return [], np.empty(0)
         cosines = exact_cosines(opened.descriptors_of(photos), descriptor)

@@ -62,7 +62,7 @@ def test_the_size_of_an_index_follows_from_the_number_of_photos(
 
 
 def test_a_quarter_of_the_code_bytes_keeps_a_quarter_of_the_dimensions():
-    found = derive_parameters(1_000_000, 8448, IndexConfig(max_code_bytes=32))
+    found = derive_parameters(1_000_000, 8448, IndexConfig(code_bytes=32))
 
     assert found is not None
     assert (found.pca_dim, found.code_bytes) == (128, 32)
@@ -165,7 +165,7 @@ def spread(descriptors: np.ndarray, quantizer: bytes) -> dict[bool, list[bytes]]
 
 
 @given(data=st.data(), flat=st.booleans(), k=st.integers(1, 600), masked=st.sampled_from([0.0, 0.01, 0.3, 0.9, 1.0]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_found_among_the_live_is_the_exhaustive_answer_filtered(
     descriptors: np.ndarray,
     quantizer: bytes,
@@ -242,7 +242,7 @@ def test_a_photo_is_not_nearer_because_the_projection_keeps_little_of_it():
     assert np.mean([rank.index(number) < rank.index(number + 60) for number, rank in enumerate(ranks)]) > 0.9
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1000), share=st.floats(0.01, 0.6), taken_down=st.floats(0, 0.5))
 def test_among_some_ids_the_search_finds_what_a_search_of_everything_finds_there(
     descriptors: np.ndarray, quantizer: bytes, seed: int, share: float, taken_down: float

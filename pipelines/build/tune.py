@@ -1,0 +1,216 @@
+"""How many cells to look at, and how many photos to compare exactly, measured on photos that the quantizer has not seen.
+
+The photos held out of training ask for their exact neighbours among those of the training sample. A neighbour that stands at
+rank r of the compressed search of s photos stands at about r * N / s in a map of N: others come between in proportion. So what
+a search of the whole map would find is measured without reading it. Where the sample is a part of the map its photos stand
+further apart than the map's, and are harder to find: what is promised is less than what is kept.
+
+The ten nearest are asked for, not the nearest, which is often the next frame of the same drive and is found by any index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from pipelines import ivfpq
+from pipelines.ivfpq import LEAST_PROBED, IndexConfig, IvfPqParameters, ShardSearcher
+from schemas.errors import PlanError
+from schemas.manifest import Manifest
+
+QUERIES: Final = 256
+"""Held-out photos that ask, at most: a recall of 0.99 is then good to 0.003, as each asks for up to ten."""
+
+SEARCHED: Final = 32_768
+"""Photos of the sample that are searched, at most."""
+
+NEIGHBOURS: Final = 10
+"""Exact neighbours in the map that are to be found."""
+
+USUAL_REFINED: Final = 200
+"""Photos that are compared exactly where no recall is asked for: a request of 8.5 kB each."""
+
+REFINED: Final = (USUAL_REFINED, 400, 800, 1600, 3200)
+"""Numbers of photos compared exactly that are tried where a recall is asked for."""
+
+LOST_CELLS: Final = 0.005
+"""Recall that may be lost by not looking at every cell, where no recall is asked for."""
+
+SECONDS_PER_CODE_BYTE: Final = 1e-9
+"""And per photo compared exactly, below, of one core: not measured anew for each map, so that equal maps get equal numbers."""
+
+SECONDS_PER_REFINED: Final = 5e-5
+
+MOST_CODE_BYTES: Final = 512
+"""The most that is tried in order to say what would reach a recall."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """A way to search a map, and what it finds."""
+
+    nprobe: int
+    refined: int
+    recall: float
+    """Share of the exact `NEIGHBOURS` that are among the refined."""
+
+    def seconds(self, photos: int, parameters: IvfPqParameters) -> float:
+        """Estimate the processor time of the first stage of a query."""
+        scanned = photos * self.nprobe / parameters.nlist * parameters.code_bytes
+        return scanned * SECONDS_PER_CODE_BYTE + self.refined * SECONDS_PER_REFINED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """What is chosen for a map, and what it was chosen from."""
+
+    chosen: Trial
+    tried: list[Trial]
+    queries: int
+    searched: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values for the manifest."""
+        return {
+            **asdict(self.chosen),
+            "tried": [asdict(trial) for trial in self.tried],
+            "tuned_by": {"queries": self.queries, "searched": self.searched, "neighbours": NEIGHBOURS},
+        }
+
+
+def settled(config: IndexConfig, head: Manifest | None) -> IndexConfig:
+    """Ask for what the version before was asked for, where nothing else is."""
+    before = head.configuration.get("index", {}) if head else {}
+    return replace(config, code_bytes=config.code_bytes or before.get("code_bytes"), recall=config.recall or before.get("recall"))
+
+
+def tune(
+    quantizer: bytes,
+    learned: Float32[np.ndarray, "n D"],
+    queries: Float32[np.ndarray, "q D"],
+    *,
+    parameters: IvfPqParameters,
+    photos: int,
+    config: IndexConfig,
+) -> Tuning:
+    """Choose how to search a map of `photos` photos: the cheapest way that finds enough, else the one that finds most.
+
+    Args:
+        quantizer: what `ivfpq.train_quantizer` made of `learned`.
+        learned: descriptors of photos of the map.
+        queries: others, which it was not made of; with none, every cell is looked at and nothing is measured.
+        parameters: of the quantizer.
+        photos: N.
+        config: what is asked for.
+    """
+    refined = [size for size in REFINED if size < photos] if config.recall else []
+    refined = [*refined, min(photos, REFINED[-1] if config.recall else USUAL_REFINED)]
+    if not len(queries):
+        chosen = Trial(nprobe=parameters.nlist, refined=refined[-1], recall=1.0 if refined[-1] == photos else 0.0)
+        return Tuning(chosen=chosen, tried=[chosen], queries=0, searched=0)
+    # Without the photos that the axes were fitted to, where others are left: they are easier to find than the rest of the map.
+    searched = learned[min(config.pca_photos, max(0, len(learned) - SEARCHED)) :][:SEARCHED]
+    queries = queries[:QUERIES]
+    scale = photos / len(searched)
+    wanted = _nearest(queries, searched, max(1, round(NEIGHBOURS / scale)))
+    shard = ivfpq.make_shard(quantizer, searched.shape[1], [(searched, np.arange(len(searched)))])
+    tried = []
+    for nprobe in _cells(parameters.nlist):
+        ranks = _ranks(ShardSearcher(quantizer, nprobe, [shard]), queries, wanted, most=int(np.ceil(refined[-1] / scale)))
+        tried += [Trial(nprobe=nprobe, refined=size, recall=round(float((ranks * scale < size).mean()), 4)) for size in refined]
+    goal = config.recall or max(trial.recall for trial in tried) - LOST_CELLS
+    enough = [trial for trial in tried if trial.recall >= goal]
+    chosen = (
+        min(enough, key=lambda trial: trial.seconds(photos, parameters))
+        if enough
+        else max(tried, key=lambda trial: (trial.recall, -trial.seconds(photos, parameters)))
+    )
+    return Tuning(chosen=chosen, tried=tried, queries=len(queries), searched=len(searched))
+
+
+def require_recall(
+    tuning: Tuning,
+    learned: Float32[np.ndarray, "n D"],
+    queries: Float32[np.ndarray, "q D"],
+    *,
+    parameters: IvfPqParameters,
+    photos: int,
+    config: IndexConfig,
+) -> None:
+    """Refuse to go on with an index that finds less than is asked for; arguments as `tune`.
+
+    Raises:
+        PlanError: so it is. Says what would do, after trying longer codes.
+    """
+    if config.recall is None or tuning.chosen.recall >= config.recall:
+        return
+    best = tuning.chosen
+    longer = _reached_with_longer_codes(learned, queries, parameters=parameters, photos=photos, config=config)
+    raise PlanError(
+        f"a recall of {config.recall:g} was asked for, but codes of {parameters.code_bytes} bytes find at most "
+        f"{best.recall:.4f} of the {NEIGHBOURS} nearest, with {best.refined:,} photos compared exactly and {best.nprobe:,} of "
+        f"{parameters.nlist:,} cells looked at (measured with {tuning.queries} photos held out of training). Nothing was "
+        f"published; what is encoded is kept. Ask for {_said(longer)}--recall {np.floor(best.recall * 100) / 100:.2f}"
+    )
+
+
+def _said(longer: Sequence[tuple[int, float]]) -> str:
+    if not longer:
+        return ""
+    code_bytes, recall = longer[-1]
+    return f"--bytes {code_bytes}, which finds {recall:.4f}, or for "
+
+
+def _reached_with_longer_codes(
+    learned: Float32[np.ndarray, "n D"],
+    queries: Float32[np.ndarray, "q D"],
+    *,
+    parameters: IvfPqParameters,
+    photos: int,
+    config: IndexConfig,
+) -> list[tuple[int, float]]:
+    """Try longer codes until the recall is reached: (bytes, recall) of each; empty where there are none."""
+    tried: list[tuple[int, float]] = []
+    for code_bytes in (2 * parameters.code_bytes, 4 * parameters.code_bytes):
+        asked = replace(config, code_bytes=code_bytes)
+        longer = ivfpq.derive_parameters(photos, learned.shape[1], asked)
+        if longer is None or longer.code_bytes != code_bytes or code_bytes > MOST_CODE_BYTES:
+            break
+        quantizer = ivfpq.train_quantizer(learned, longer, asked)
+        found = tune(quantizer, learned, queries, parameters=longer, photos=photos, config=asked).chosen
+        tried.append((code_bytes, found.recall))
+        if config.recall is not None and found.recall >= config.recall:
+            break
+    return tried
+
+
+def _cells(nlist: int) -> list[int]:
+    """List the numbers of cells that are tried."""
+    probed = min(nlist, LEAST_PROBED)
+    numbers = [probed]
+    while probed < nlist:
+        probed = min(nlist, 2 * probed)
+        numbers.append(probed)
+    return numbers
+
+
+def _nearest(
+    queries: Float32[np.ndarray, "q D"], searched: Float32[np.ndarray, "s D"], count: int
+) -> Int64[np.ndarray, "q count"]:
+    """Find the exact neighbours of each query."""
+    cosines = queries @ searched.T
+    count = min(count, len(searched))
+    return np.argpartition(-cosines, count - 1, axis=1)[:, :count].astype(np.int64)
+
+
+def _ranks(
+    searcher: ShardSearcher, queries: Float32[np.ndarray, "q D"], wanted: Int64[np.ndarray, "q count"], most: int
+) -> Float32[np.ndarray, "q count"]:
+    """Give the rank, from 0, of each wanted photo in the compressed search; infinity beyond `most`."""
+    ranks = np.full(wanted.shape, np.inf, np.float32)
+    for row, hits in enumerate(searcher.search(queries, most)):
+        places = {photo: place for place, (_, _, photo) in enumerate(hits)}
+        ranks[row] = [places.get(photo, np.inf) for photo in wanted[row].tolist()]
+    return ranks
