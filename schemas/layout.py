@@ -20,5 +20,10 @@ def index_folder(index_id: str, attempt: str) -> str:
 
 
 def run_folder(run_id: str) -> str:
-    """Name the folder of a run: its plan and its rejects."""
+    """Name the folder of a run: its plan, its rejects, and receipts of what it has made of its index."""
     return f"runs/{run_id}"
+
+
+def index_receipt(run_id: str, key: str) -> str:
+    """Name the receipt of a quantizer or shard that a run has made."""
+    return f"{run_folder(run_id)}/index-{key}.json"

@@ -113,6 +113,19 @@ class IndexEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     shards: list[ShardEntry]
 
 
+class IndexReceipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`runs/<run_id>/index-<key>.json`: a part of an index that a run has made. Decides nothing: it saves making it again."""
+
+    format_version: int = FORMATS["index_receipt"]
+    key: str
+    """Names everything that decides the content."""
+    file: ObjectRef
+    entry: IndexEntry | None = None
+    """Of a quantizer: the index without shards. None: a shard."""
+    sha256: str = ""
+    """The seal; see above. Empty until the document is written."""
+
+
 class Producer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What wrote a manifest."""
 
@@ -238,6 +251,11 @@ def decode_tag(data: bytes, *, where: str) -> Tag:
 def decode_lease(data: bytes, *, where: str) -> Lease:
     """Read a lease; raises as `decode_manifest`."""
     return decode_document(data, Lease, "lease", where=where)
+
+
+def decode_index_receipt(data: bytes, *, where: str) -> IndexReceipt:
+    """Read the receipt of a part of an index; raises as `decode_manifest`."""
+    return decode_document(data, IndexReceipt, "index_receipt", where=where)
 
 
 def decode_retired(data: bytes, *, where: str) -> Retired:

@@ -1,4 +1,4 @@
-"""The Ray actor of a build: holds a network, encodes one partition after another."""
+"""The Ray actors of a build: one holds a network and encodes one partition after another, the other makes shards."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +8,13 @@ import ray
 
 from infra.cluster import Cluster
 from infra.settings import Settings, set_environment
+from infra.storage import open_storage
 from pipelines.build.encode import EncodeJob, SegmentWorker
+from pipelines.build.shards import ShardTask, ShardWorker
 from pipelines.engine.model import load_encoder
 from pipelines.engine.partition import Partition
 from pipelines.engine.threads import use_threads
-from schemas.manifest import Receipt
+from schemas.manifest import ObjectRef, Receipt
 
 
 class _EncodeActor:
@@ -29,7 +31,25 @@ class _EncodeActor:
         return self._worker.run(partition, lambda: None)
 
 
+class _ShardActor:
+    """A `ShardWorker` with a connection of its own."""
+
+    def __init__(self, map_url: str, environment: Mapping[str, str]) -> None:
+        set_environment(environment)
+        self._worker = ShardWorker(open_storage(map_url, Settings.from_environment()), threads=1)
+
+    def run(self, task: ShardTask) -> ObjectRef:
+        """Make a shard."""
+        return self._worker.run(task, lambda: None)
+
+
 def start_actors(job: EncodeJob, cluster: Cluster, tasks: int) -> list[Any]:
     """Start actors that Ray brings back when they die; the driver gives their tasks out again."""
     actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus_each, max_restarts=-1, max_task_retries=0)(_EncodeActor)
     return [actor.remote(job, cluster.worker_environment) for _ in range(cluster.workers(tasks))]
+
+
+def start_shard_actors(map_url: str, cluster: Cluster, tasks: int) -> list[Any]:
+    """Start actors that make shards, one a CPU; as `start_actors`."""
+    actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)(_ShardActor)
+    return [actor.remote(map_url, cluster.worker_environment) for _ in range(max(1, min(cluster.cpus, tasks)))]

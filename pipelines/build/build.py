@@ -45,7 +45,7 @@ def run_build(request: BuildRequest, settings: Settings) -> BuildSummary:
         with clock.stage("rewrite"):
             rewriting = rewrite(prepared, settings)
         with clock.stage("publish"):
-            published = publish_version(prepared, lost, rewriting, check=held.require)
+            published = publish_version(prepared, lost, rewriting, settings=settings, check=held.require)
         with clock.stage("purge"):
             purged = purge_map(prepared, check=held.require)
     return summarise(prepared, published, purged, clock)

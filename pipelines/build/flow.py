@@ -54,7 +54,9 @@ def _run(request: BuildRequest) -> BuildSummary:
         with clock.stage("rewrite"):
             rewriting = stage("rewrite", lambda: rewrite(prepared, settings))
         with clock.stage("publish"):
-            published = stage("publish", lambda: publish_version(prepared, lost, rewriting, check=held.require))
+            published = stage(
+                "publish", lambda: publish_version(prepared, lost, rewriting, settings=settings, check=held.require)
+            )
         with clock.stage("purge"):
             purged = stage("purge", lambda: purge_map(prepared, check=held.require))
     summary = summarise(prepared, published, purged, clock)

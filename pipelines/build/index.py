@@ -6,24 +6,25 @@ curve; an id in it is `first_id` of its segment plus the row.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
 from infra.storage import Storage
-from infra.tables import get_object, put_object, read_descriptors
+from infra.tables import DescriptorReader, get_object, put_object, read_descriptors
 from pipelines import ivfpq
 from pipelines.build.drift import MEASURED_PHOTOS, held_out, learned_from, learned_to, reason_to_train, with_new_photos
-from pipelines.build.membership import Selection, StoredSegment, live_keys, live_rows, segment_object
+from pipelines.build.membership import Selection, StoredSegment, live_keys, live_rows, masked_ranges, segment_object
+from pipelines.build.shards import MakeShards, ShardMember, ShardTask, keep_receipt, make_here, taken_over
 from pipelines.build.tune import require_recall, tune
 from pipelines.catalog.hilbert import hilbert_position
 from pipelines.ivfpq import IndexConfig, IvfPqParameters
 from schemas import layout
-from schemas.manifest import BBox, IndexEntry, Manifest, ObjectRef, ShardEntry, ShardSegment
+from schemas.manifest import BBox, IndexEntry, IndexReceipt, Manifest, ObjectRef, ShardEntry, ShardSegment
 from schemas.versions import FORMATS
 
 MASKED_SHARE: Final = 1 / 4
@@ -31,6 +32,10 @@ MASKED_SHARE: Final = 1 / 4
 
 SMALL_SHARD: Final = 1 / 4
 """A build merges shards of less than this share of `shard_photos`."""
+
+SPARSE: Final = 1 / 16
+"""Share of a segment's rows below which they are read alone. They lie about ten in a row group, so that at a sixteenth nearly
+half of the groups are needed."""
 
 Stored = Mapping[str, StoredSegment]
 Group = list[ShardSegment]
@@ -46,6 +51,8 @@ def build_index(
     descriptor_dim: int,
     config: IndexConfig,
     extend: bool,
+    run_id: str | None = None,
+    make_shards: MakeShards | None = None,
 ) -> IndexEntry:
     """Make the index of a version from stored descriptors.
 
@@ -59,6 +66,12 @@ def build_index(
         config: sizes.
         extend: True keeps all shards that still hold and adds shards for the rest (a backfill); False also merges small ones, and
             trains again when new photos do not fit the quantizer or it learned from photos that were taken down since.
+        run_id: of the run, which may be started again and then goes on where it was; None: it is not.
+        make_shards: where; None: in this thread.
+
+    Raises:
+        PlanError: the index would find less than is asked for; nothing was written.
+        DamagedError: descriptors are missing or not what was written.
     """
     photos = sum(int(live.sum()) for live in selection.values())
     parameters = ivfpq.derive_parameters(photos, descriptor_dim, config)
@@ -66,10 +79,8 @@ def build_index(
     taken_down = learned_from(storage, before, tombstones)
     why = reason_to_train(before, photos, descriptor_dim, config, taken_down=taken_down, extend=extend)
     if head is None or before is None or why:
-        trained = _train(
-            storage, stored, selection, parameters, config, {"trained_because": why or "", "tombstones": len(tombstones)}
-        )
-        index, holding = trained, []
+        circumstances: dict[str, str | int] = {"trained_because": why or "", "tombstones": len(tombstones)}
+        index, holding = _train(storage, stored, selection, parameters, config, circumstances, run_id), []
     else:
         index, holding = before, _still_holding(head, selection)
     kept = [shard for shard in holding if extend or not _is_small(stored, shard.segments, config)]
@@ -77,12 +88,13 @@ def build_index(
     groups = _group(stored, sorted(set(selection) - taken), config)
     kept += [shard for shard in holding if shard.segments in groups]
     missing = [group for group in groups if group not in [shard.segments for shard in kept]]
-    quantizer = get_object(storage, index.quantizer) if index.quantizer and missing else None
     folder = layout.index_folder(index.index_id, uuid4().hex[:12])
-    made = [
-        _write_shard(storage, stored, selection, group, quantizer, descriptor_dim, f"{folder}/shard-{number:05d}.faiss")
+    tasks = [
+        _task(stored, selection, group, index, descriptor_dim, f"{folder}/shard-{number:05d}.faiss", run_id)
         for number, group in enumerate(missing)
     ]
+    files = (make_shards or make_here(storage, 1))(tasks) if tasks else []
+    made = [_shard_entry(stored, task, file) for task, file in zip(tasks, files, strict=True)]
     return msgspec.structs.replace(index, shards=sorted([*kept, *made], key=lambda shard: shard.segments[0].segment_id))
 
 
@@ -123,6 +135,7 @@ def _train(
     parameters: IvfPqParameters | None,
     config: IndexConfig,
     circumstances: Mapping[str, str | int],
+    run_id: str | None,
 ) -> IndexEntry:
     fingerprint = next(iter(stored.values())).receipt.model_fingerprint
     if parameters is None:
@@ -137,19 +150,22 @@ def _train(
             quantizer=None,
             shards=[],
         )
+    photos = sum(int(live.sum()) for live in selection.values())
     sample = _sample(stored, selection, config.train_photos + MEASURED_PHOTOS)
     learned = min(config.train_photos, len(sample) - held_out(len(sample), config))
     learned_ids = [image_id for image_id, _, _ in sample[:learned]]
     index_id = _name([fingerprint, FORMATS["quantizer"], parameters.to_json(), config.seed, learned_ids])
+    path = f"{layout.index_folder(index_id, uuid4().hex[:12])}/quantizer.faiss"
+    key = _name([index_id, photos, len(sample), dict(circumstances), config.recall])
+    if (before := taken_over(storage, run_id, key, path)) is not None and before.entry is not None:
+        return before.entry
     descriptors = _gather(storage, stored, sample)
     quantizer = ivfpq.train_quantizer(descriptors[:learned], parameters, config)
-    photos = sum(int(live.sum()) for live in selection.values())
     asked: dict[str, Any] = {"parameters": parameters, "photos": photos, "config": config}
     tuning = tune(quantizer, descriptors[:learned], descriptors[learned:], **asked)
     require_recall(tuning, descriptors[:learned], descriptors[learned:], **asked)
-    path = f"{layout.index_folder(index_id, uuid4().hex[:12])}/quantizer.faiss"
     error = {"error": round(ivfpq.quantization_error(quantizer, descriptors[learned:]), 6)} if learned < len(sample) else {}
-    return IndexEntry(
+    entry = IndexEntry(
         kind="ivfpq",
         index_id=index_id,
         seed=config.seed,
@@ -165,6 +181,9 @@ def _train(
         quantizer=put_object(storage, path, quantizer),
         shards=[],
     )
+    assert entry.quantizer is not None
+    keep_receipt(storage, run_id, IndexReceipt(key=key, file=entry.quantizer, entry=entry))
+    return entry
 
 
 def _sample(stored: Stored, selection: Selection, most: int) -> list[tuple[str, str, int]]:
@@ -178,17 +197,19 @@ def _sample(stored: Stored, selection: Selection, most: int) -> list[tuple[str, 
 
 
 def _gather(storage: Storage, stored: Stored, sample: list[tuple[str, str, int]]) -> Float32[np.ndarray, "n D"]:
-    """Read the descriptors of a sample in its order, one segment in memory at a time."""
+    """Read the descriptors of a sample in its order, one segment in memory at a time, of large maps only what is needed."""
     rows_of: dict[str, list[tuple[int, int]]] = {}
     for place, (_, segment, row) in enumerate(sample):
         rows_of.setdefault(segment, []).append((place, row))
     gathered: np.ndarray | None = None
     for segment, pairs in rows_of.items():
-        descriptors = read_descriptors(storage, segment_object(stored[segment].receipt, layout.DESCRIPTORS))
+        ref = segment_object(stored[segment].receipt, layout.DESCRIPTORS)
+        places, rows = np.array(pairs).T
+        few = len(rows) < SPARSE * stored[segment].receipt.rows
+        descriptors = DescriptorReader(storage, ref).read(rows.tolist()) if few else read_descriptors(storage, ref)[rows]
         if gathered is None:
             gathered = np.empty((len(sample), descriptors.shape[1]), np.float32)
-        places, rows = np.array(pairs).T
-        gathered[places] = descriptors[rows]
+        gathered[places] = descriptors
     assert gathered is not None, "a version has at least one photo"
     return gathered
 
@@ -228,28 +249,39 @@ def _curve_position(segment: StoredSegment) -> int:
     return int(hilbert_position(np.array([(west + east) / 2]), np.array([(south + north) / 2]))[0])
 
 
-def _write_shard(
-    storage: Storage,
+def _task(
     stored: Stored,
     selection: Selection,
     group: Group,
-    quantizer: bytes | None,
+    index: IndexEntry,
     descriptor_dim: int,
     path: str,
-) -> ShardEntry:
-    def blocks() -> Iterator[tuple[Float32[np.ndarray, "n D"], Int64[np.ndarray, " n"]]]:
-        for member in group:
-            rows = np.flatnonzero(selection[member.segment_id])
-            ref = segment_object(stored[member.segment_id].receipt, layout.DESCRIPTORS)
-            yield read_descriptors(storage, ref)[rows].astype(np.float32), rows + member.first_id
-
-    west, south, east, north = zip(*(_bbox(stored[member.segment_id]) for member in group), strict=True)
-    return ShardEntry(
-        file=put_object(storage, path, ivfpq.make_shard(quantizer, descriptor_dim, blocks())),
-        rows=sum(int(selection[member.segment_id].sum()) for member in group),
-        bbox=(min(west), min(south), max(east), max(north)),
-        segments=group,
+    run_id: str | None,
+) -> ShardTask:
+    members = tuple(
+        ShardMember(
+            segment=member,
+            descriptors=segment_object(stored[member.segment_id].receipt, layout.DESCRIPTORS),
+            live=selection[member.segment_id],
+        )
+        for member in group
     )
+    content = [[one.segment, one.descriptors.sha256, masked_ranges(one.live)] for one in members]
+    quantizer = index.quantizer.sha256 if index.quantizer else None
+    return ShardTask(
+        key=_name([FORMATS["shard"], descriptor_dim, quantizer, content]),
+        path=path,
+        run_id=run_id,
+        members=members,
+        quantizer=index.quantizer,
+        descriptor_dim=descriptor_dim,
+    )
+
+
+def _shard_entry(stored: Stored, task: ShardTask, file: ObjectRef) -> ShardEntry:
+    segments = [member.segment for member in task.members]
+    west, south, east, north = zip(*(_bbox(stored[member.segment_id]) for member in segments), strict=True)
+    return ShardEntry(file=file, rows=task.photos, bbox=(min(west), min(south), max(east), max(north)), segments=segments)
 
 
 def _bbox(segment: StoredSegment) -> BBox:

@@ -138,9 +138,3 @@ def require_room(plan: BuildPlan, map_url: str) -> None:
             f"{map_url}: the build would write up to {plan.store_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free. "
             "Nothing was written. Free some space, or put the map elsewhere."
         )
-
-
-def _memory(encoder: Encoder, photos: int, workers: int) -> int:
-    """Network once, and for each worker a decoder (512 MB at most), a segment's descriptors and one buffered Zarr shard."""
-    decoder, zarr_shard = 512 << 20, 64 << 20
-    return encoder.weight_bytes + workers * (decoder + zarr_shard + photos * encoder.descriptor_dim * 2) + (600 << 20)

@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from fol_model.inference import Reranker
 from infra.commits import publish
 from infra.observability import Stopwatch
+from infra.settings import Settings
 from infra.tables import read_table, write_table
 from pipelines.build.calibrate import calibrate, still_calibrated
 from pipelines.build.compact import NOTHING, Rewriting
@@ -33,6 +34,7 @@ from pipelines.build.membership import (
 from pipelines.build.merging import allowed_photos, choose, conflict, is_mergeable
 from pipelines.build.purge import Purged
 from pipelines.build.request import BuildSummary, Prepared, Published, in_words
+from pipelines.build.shards import ShardTask, make_here, make_on_ray
 from pipelines.build.tombstones import Tombstones, read_tombstones
 from pipelines.build.tune import settled
 from pipelines.engine.model import describe_model
@@ -40,13 +42,18 @@ from pipelines.engine.partition import Partition
 from schemas import layout
 from schemas.calibration import Calibration, encode_calibration
 from schemas.errors import CatalogError
-from schemas.manifest import Manifest, Producer, Receipt, SegmentEntry, ShardEntry
+from schemas.manifest import Manifest, ObjectRef, Producer, Receipt, SegmentEntry, ShardEntry
 from schemas.reasons import RejectReason
 from schemas.rejects import REJECTS
 
 
 def publish_version(
-    prepared: Prepared, lost: list[Partition], rewriting: Rewriting = NOTHING, *, check: Callable[[], None] = lambda: None
+    prepared: Prepared,
+    lost: list[Partition],
+    rewriting: Rewriting = NOTHING,
+    *,
+    settings: Settings,
+    check: Callable[[], None] = lambda: None,
 ) -> Published:
     """Index what is encoded and publish the next version, if it differs from the one before.
 
@@ -54,6 +61,7 @@ def publish_version(
         prepared: the run.
         lost: partitions that were set aside.
         rewriting: what the run has copied.
+        settings: of this process.
         check: raises when the run must not publish any more; see `commits.publish`.
 
     Raises:
@@ -65,7 +73,7 @@ def publish_version(
     rejects = _collect_rejects(prepared, encoded, lost)
     where = f"{layout.run_folder(prepared.plan.run_id)}/{layout.REJECTS}"
     write_table(storage, where, rejects, kind="rejects")
-    drafts = _Drafts(prepared, rewriting, encoded, _count_reasons(prepared, rejects))
+    drafts = _Drafts(prepared, rewriting, encoded, _count_reasons(prepared, rejects), settings)
     manifest = publish(storage, drafts.make, check=check)
     stored = read_stored(storage, fingerprint, known=encoded)
     return Published(
@@ -150,9 +158,15 @@ class _Drafts:
     """Makes the next version of a map, and anew on top of each version with which another run was faster."""
 
     def __init__(
-        self, prepared: Prepared, rewriting: Rewriting, encoded: Mapping[str, StoredSegment], reasons: dict[str, int]
+        self,
+        prepared: Prepared,
+        rewriting: Rewriting,
+        encoded: Mapping[str, StoredSegment],
+        reasons: dict[str, int],
+        settings: Settings,
     ) -> None:
         self.reasons = reasons
+        self._settings = settings
         self._prepared = prepared
         self._encoded = encoded
         self._replaced = rewriting.replaced
@@ -202,6 +216,12 @@ class _Drafts:
             replaced=self._replaced,
         )
 
+    def _make_shards(self, tasks: Sequence[ShardTask]) -> list[ObjectRef]:
+        """Make shards where the photos were encoded; a single one is not worth starting Ray for."""
+        if self._prepared.request.workers == "ray" and len(tasks) > 1:
+            return make_on_ray(self._prepared.request.map_url, self._settings)(tasks)
+        return make_here(self._prepared.storage, self._settings.threads)(tasks)
+
     def _calibrate(self, same: Manifest | None, stored: Mapping[str, StoredSegment], selection: Selection) -> Calibration | None:
         photos = sum(int(live.sum()) for live in selection.values())
         before = still_calibrated(same, photos, extend=self._prepared.request.mode == "backfill")
@@ -228,6 +248,8 @@ class _Drafts:
             descriptor_dim=encoder.descriptor_dim,
             config=config,
             extend=request.mode == "backfill",
+            run_id=self._prepared.plan.run_id,
+            make_shards=self._make_shards,
         )
         segments = [_segment_entry(stored[name].receipt, selection) for name in sorted(selection)]
         calibration = self._calibrate(same, stored, selection)

@@ -5,6 +5,7 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from schemas.images import IMAGES, image_id, photo_key
 from schemas.local_features import LocalFeatures
 from schemas.manifest import (
     IndexEntry,
+    IndexReceipt,
     Lease,
     Manifest,
     ModelEntry,
@@ -249,6 +251,15 @@ def plan() -> BuildPlan:
     )
 
 
+def index_receipt() -> IndexReceipt:
+    """A quantizer that a run has trained."""
+    return IndexReceipt(
+        key="0011223344556677",
+        file=ObjectRef(path="indexes/aa/bb/quantizer.faiss", size_bytes=12, sha256="ab"),
+        entry=msgspec.structs.replace(manifest().index, shards=[]),
+    )
+
+
 def results() -> pa.Table:
     """One query with a re-ranked candidate and one that was not re-ranked."""
     query, first, second = (image_id(uri) for uri in URIS)
@@ -331,5 +342,13 @@ TABLES = {
 }
 """Rows and file facts, by kind."""
 
-DOCUMENTS = {"receipt": receipt, "manifest": manifest, "plan": plan, "tag": tag, "lease": lease, "retired": retired}
+DOCUMENTS = {
+    "receipt": receipt,
+    "manifest": manifest,
+    "plan": plan,
+    "index_receipt": index_receipt,
+    "tag": tag,
+    "lease": lease,
+    "retired": retired,
+}
 """What is stored as JSON, by kind."""

@@ -17,7 +17,15 @@ from pipelines.ivfpq import ShardSearcher, make_shard
 from schemas import versions
 from schemas.errors import FormatError, MapError
 from schemas.local_features import LocalFeatures
-from schemas.manifest import decode_lease, decode_manifest, decode_receipt, decode_retired, decode_tag, encode_json
+from schemas.manifest import (
+    decode_index_receipt,
+    decode_lease,
+    decode_manifest,
+    decode_receipt,
+    decode_retired,
+    decode_tag,
+    encode_json,
+)
 from schemas.versions import FORMATS, require_readable
 from tests.schemas import samples
 from tests.schemas.make_golden import GOLDEN, golden_name, write_sample
@@ -32,6 +40,7 @@ DECODERS = {
     "lease": decode_lease,
     "retired": decode_retired,
     "plan": decode_plan,
+    "index_receipt": decode_index_receipt,
 }
 """Of the sealed documents."""
 

@@ -69,7 +69,7 @@ def encode(prepared: Prepared, *, most: int | None = None) -> Prepared:
 
 def finish(prepared: Prepared) -> Published:
     """Let it copy and publish."""
-    return publish_version(prepared, [], rewrite(prepared, SETTINGS))
+    return publish_version(prepared, [], rewrite(prepared, SETTINGS), settings=SETTINGS)
 
 
 def publish(storage: Storage, *numbers: int, mode: Mode = "build") -> Published:
@@ -134,7 +134,7 @@ def test_photos_of_a_lost_partition_are_rejects_and_the_others_are_published(sto
     prepared = encode(start(storage, 1, 2))
     lost = partition(3, 4)
 
-    published = publish_version(prepared, [lost])
+    published = publish_version(prepared, [lost], settings=SETTINGS)
 
     assert photos_of(storage) == [1, 2]
     assert published.rejected == {"gave-up": 2}
