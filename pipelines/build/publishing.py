@@ -34,7 +34,8 @@ from pipelines.build.membership import (
 from pipelines.build.merging import allowed_photos, choose, conflict, is_mergeable
 from pipelines.build.purge import Purged
 from pipelines.build.request import BuildSummary, Prepared, Published, in_words
-from pipelines.build.shards import ShardTask, make_here, make_on_ray
+from pipelines.build.shards import ShardTask, make_here
+from pipelines.build.shards_on_ray import make_on_ray
 from pipelines.build.tombstones import Tombstones, read_tombstones
 from pipelines.build.tune import settled
 from pipelines.engine.model import describe_model

@@ -12,15 +12,13 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from infra.cluster import ray_cluster
 from infra.observability import progress_bar
-from infra.settings import Settings
 from infra.storage import Storage
 from infra.tables import get_object, put_object, read_descriptors
 from pipelines import ivfpq
-from pipelines.engine.run import run_here, run_on_ray
+from pipelines.engine.run import run_here
 from schemas import layout
-from schemas.errors import MapError, ObjectMissing, WorkError
+from schemas.errors import MapError, ObjectMissing
 from schemas.manifest import IndexReceipt, ObjectRef, ShardSegment, decode_index_receipt, encode_json
 
 
@@ -109,34 +107,6 @@ def make_here(storage: Storage, threads: int) -> MakeShards:
                 tasks, lambda: ShardWorker(storage, max(1, threads // at_once)), threads=at_once, on_photo=bar.update
             ):
                 assert outcome.result is not None, "a thread does not die alone"
-                made[outcome.task.key] = outcome.result
-        return [made[task.key] for task in tasks]
-
-    return make
-
-
-def make_on_ray(map_url: str, settings: Settings) -> MakeShards:
-    """Make shards on Ray's actors.
-
-    Raises, when called:
-        WorkError: Ray cannot be used, or a shard lost its workers again and again.
-    """
-
-    def make(tasks: Sequence[ShardTask]) -> list[ObjectRef]:
-        made: dict[str, ObjectRef] = {}
-        with (
-            progress_bar(sum(task.photos for task in tasks), unit="photo", description="index") as bar,
-            ray_cluster(settings) as cluster,
-        ):
-            from pipelines.build.actors import start_shard_actors  # here, because it imports Ray
-
-            actors = start_shard_actors(map_url, cluster, len(tasks))
-            for outcome in run_on_ray(tasks, actors, on_task=lambda task: bar.update(task.photos)):
-                if outcome.result is None:
-                    raise WorkError(
-                        f"{map_url}: a shard of {outcome.task.photos:,} photos lost its worker again and again. Nothing was "
-                        "published; the other shards are kept. Give workers more memory, or run without --workers ray."
-                    )
                 made[outcome.task.key] = outcome.result
         return [made[task.key] for task in tasks]
 

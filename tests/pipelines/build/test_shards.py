@@ -14,8 +14,10 @@ from pipelines import ivfpq
 from pipelines.build import shards as shards_module
 from pipelines.build.index import build_index
 from pipelines.build.membership import StoredSegment
-from pipelines.build.shards import make_here, make_on_ray
+from pipelines.build.shards import make_here
+from pipelines.build.shards_on_ray import make_on_ray
 from pipelines.ivfpq import IndexConfig
+from pipelines.maintain.verify import Problem, _check_documents
 from schemas.manifest import IndexEntry
 from tests.pipelines.build.stored_segments import DIM, all_of, stored_of, write_segment
 
@@ -117,11 +119,11 @@ def test_other_photos_of_the_same_run_are_not_taken_for_these(storage: Storage, 
 
 def test_verify_reads_the_receipts_of_an_index(storage: Storage, stored: Stored):
     index(storage, stored, run_id=RUN)
-    problems: list[object] = []
+    problems: list[Problem] = []
     listed = {info.path: info.size_bytes for info in storage.list(f"runs/{RUN}")}
 
-    assert verify._check_documents(storage, listed, problems) == 7
+    assert _check_documents(storage, listed, problems) == 7
     assert problems == []
     storage.put(min(listed), b"{}")
-    verify._check_documents(storage, listed, problems)
+    _check_documents(storage, listed, problems)
     assert len(problems) == 1
