@@ -117,6 +117,11 @@ class LocalFeaturesReader:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def held_bytes(self) -> int:
+        """What its indexes take in memory once every photo has been read."""
+        return self._rows.held_bytes
+
     def read(self, rows: Sequence[int]) -> list[LocalFeatures]:
         """Read photos, in the order asked for.
 
@@ -161,6 +166,11 @@ class DescriptorCodesReader:
             _require_kind(dict(array.attrs), "descriptor_codes", where=f"{storage.url}/{path}")
             self._rows = _ShardedRows(storage, path, array)
 
+    @property
+    def held_bytes(self) -> int:
+        """What its indexes take in memory once every row has been read."""
+        return self._rows.held_bytes
+
     def read(self, rows: Sequence[int]) -> list[Int8[np.ndarray, " D"]]:
         """Read rows, in the order asked for.
 
@@ -184,6 +194,10 @@ class _PackedRows:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def held_bytes(self) -> int:
+        return self._bytes.held_bytes
+
     def read(self, row: int) -> LocalFeatures:
         try:
             return unpack(self._bytes.read(row), self._dim, self._precision)
@@ -202,6 +216,10 @@ class _Format1Rows:
 
     def __len__(self) -> int:
         return len(self._count)
+
+    @property
+    def held_bytes(self) -> int:
+        return 8 * len(self._count) + sum(rows.held_bytes for rows in (self._features, self._patch, self._reliability))
 
     def read(self, row: int) -> LocalFeatures:
         count = self._count[row]  # what follows is padding; a copy lets go of it
@@ -231,6 +249,7 @@ class _ShardedRows:
         self._dtype = array.dtype
         self._row_bytes = math.prod(self._row_shape) * self._dtype.itemsize
         self._indexes: dict[int, np.ndarray] = {}  # shard -> offset and length of each chunk
+        self.held_bytes = INDEX_ENTRY_BYTES * self._shard_rows * math.ceil(array.shape[0] / self._shard_rows)
 
     def read(self, row: int) -> np.ndarray:
         """Read one row; the array is read-only."""

@@ -196,6 +196,11 @@ class DescriptorReader:
         groups = range(self._metadata.num_row_groups)
         self._ends = np.cumsum([self._metadata.row_group(group).num_rows for group in groups])
 
+    @property
+    def held_bytes(self) -> int:
+        """What its footer takes in memory, about."""
+        return 3 * self._blocks[-1][0] + 128 * len(self._blocks)
+
     def read(self, rows: Sequence[int]) -> Float16[np.ndarray, "n D"]:
         """Read the descriptors of at least one photo, in the order asked for.
 

@@ -217,12 +217,12 @@ class QueryWorker:
     ) -> tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]:
         """The first stage: compressed search, then exact cosines; ties go to the smaller image id."""
         keep = self._config.pool.max_size
-        photos = opened.nearest(descriptor, REFINED * keep, self._prior)
-        if not photos:
+        places = opened.candidates(descriptor, REFINED * keep, self._prior)
+        if not places:
             return [], np.empty(0)
-        cosines = exact_cosines(opened.descriptors_of(photos), descriptor)
-        order = sorted(range(len(photos)), key=lambda place: (-cosines[place], photos[place].image_id))[:keep]
-        return [photos[place] for place in order], cosines[order]
+        costs = -exact_cosines(opened.descriptors_of(places), descriptor)
+        best = opened.best(places, costs.tolist(), keep)
+        return [photo for _, photo in best], -np.array([cost for cost, _ in best])
 
     def _is_behind(self, opened: OpenedMap) -> bool:
         """Tell whether there is a newer version than one that failed, and make sure that it is the one in use."""
