@@ -129,7 +129,7 @@ def read_table(
         DamagedError: it is not what was written.
     """
     data = storage.get(path) if expected is None else get_object(storage, expected)
-    with _opened(storage, path, io.BytesIO(data), check_pages=expected is None) as file:
+    with _opened(storage, path, pa.BufferReader(data), check_pages=expected is None) as file:
         read_metadata(file.schema_arrow, kind, where=f"{storage.url}/{path}")
         seal = None if expected else read_seal(file.metadata.metadata)
         if seal is not None and hashlib.sha256(_with_seal(data, seal, BLANK_SEAL)).hexdigest() != seal:
@@ -288,7 +288,12 @@ def row_group_blocks(data: bytes) -> tuple[tuple[int, int], ...]:
 
 @contextmanager
 def _opened(
-    storage: Storage, path: str, source: io.BytesIO | _Fetched, *, metadata: pq.FileMetaData | None = None, check_pages: bool
+    storage: Storage,
+    path: str,
+    source: io.BytesIO | pa.BufferReader | _Fetched,
+    *,
+    metadata: pq.FileMetaData | None = None,
+    check_pages: bool,
 ) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file and tell damage, in it or in what is then read from it, as ours.
 

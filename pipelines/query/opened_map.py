@@ -1,7 +1,8 @@
 """One version of a map, opened for reading: its shards in memory, of its segments what was asked for last. Everything is checked
 before use.
 
-What is kept of segments does not grow with the map (`SEGMENT_BYTES`, `CACHE_BYTES`), and no thread waits for what another reads.
+What is kept of segments does not grow with the map (`TABLE_BYTES`, `READER_BYTES`, `CACHE_BYTES`), and no thread waits for what
+another reads.
 """
 
 import logging
@@ -41,15 +42,20 @@ CACHE_BYTES: Final = 12 * 1024 * 1024
 """Descriptors that are kept in memory between queries, and as much again of local features, those asked for last: the codes of
 1,500 descriptors of 8,448 numbers, and of 375 photos' 640 features of 48 numbers."""
 
-SEGMENT_BYTES: Final = 32 * 1024 * 1024
-"""Parts of segments that are kept in memory between queries, those asked for last: tables of photos take 0.25 MB a segment of
-2,048, the readers of its codes and of its local features 33 kB each."""
+TABLE_BYTES: Final = 16 * 1024 * 1024
+"""Tables of photos that are kept in memory between queries, those asked for last: 0.25 MB a segment of 2,048."""
+
+READER_BYTES: Final = 16 * 1024 * 1024
+"""What reads codes and local features, likewise: 32 kB a segment, so that of a million photos all stay."""
 
 PART_BYTES: Final = 4 * 1024
 """What a part takes beside its table or index, about."""
 
 REQUESTS_AT_ONCE: Final = 32
 """Of all queries together. The threads stay: each new one may take memory from a new place, which then stays taken."""
+
+TABLES_AT_ONCE: Final = 8
+"""Tables of photos that are read at once: each thread that ever read one keeps 2 to 3 MB of Arrow's memory."""
 
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
@@ -81,7 +87,7 @@ class OpenedSegment:
     Nothing is held here but in `kept`, so that a map of any size takes the same memory. For any number of threads.
     """
 
-    def __init__(self, storage: Storage, entry: SegmentEntry, kept: "_LastAskedFor[tuple[str, str], Any]") -> None:
+    def __init__(self, storage: Storage, entry: SegmentEntry, kept: "_Parts") -> None:
         self._storage = storage
         self._entry = entry
         self._kept = kept
@@ -90,17 +96,17 @@ class OpenedSegment:
     @property
     def images(self) -> pa.Table:
         """Columns `IMAGE_COLUMNS` of its photos, masked ones too."""
-        return self._part("images", lambda: self.read_images(IMAGE_COLUMNS), lambda table: table.nbytes)
+        return self._part(self._kept.tables, "images", lambda: self.read_images(IMAGE_COLUMNS), lambda table: table.nbytes)
 
     @property
     def descriptors(self) -> DescriptorCodesReader | DescriptorReader:
         """Reads rows of them."""
-        return self._part("descriptors", self._open_descriptors, lambda reader: reader.held_bytes)
+        return self._part(self._kept.readers, "descriptors", self._open_descriptors, lambda reader: reader.held_bytes)
 
     @property
     def local_features(self) -> LocalFeaturesReader:
         """Reads those of single photos."""
-        return self._part("local features", self._open_local_features, lambda reader: reader.held_bytes)
+        return self._part(self._kept.readers, "local features", self._open_local_features, lambda reader: reader.held_bytes)
 
     def image_id(self, row: int) -> str:
         """Name a photo."""
@@ -114,7 +120,9 @@ class OpenedSegment:
     @property
     def _objects(self) -> Sequence[ObjectRef]:
         """What the receipt says of the objects that queries read."""
-        return self._part("objects", self._read_objects, lambda refs: 512 * sum(1 + len(ref.blocks) for ref in refs))
+        return self._part(
+            self._kept.readers, "objects", self._read_objects, lambda refs: 512 * sum(1 + len(ref.blocks) for ref in refs)
+        )
 
     def _read_objects(self) -> Sequence[ObjectRef]:
         refs, codes = checked_receipt(self._storage, self._entry).objects, f"{self._folder}/{layout.DESCRIPTOR_CODES}/"
@@ -131,12 +139,18 @@ class OpenedSegment:
     def _open_local_features(self) -> LocalFeaturesReader:
         return LocalFeaturesReader(self._storage, f"{self._folder}/{layout.LOCAL_FEATURES}", expected=self._objects)
 
-    def _part(self, name: str, read: Callable[[], T], size_bytes: Callable[[T], int]) -> T:
+    def _part(
+        self,
+        kept: "_LastAskedFor[tuple[str, str], Any]",
+        name: str,
+        read: Callable[[], T],
+        size_bytes: Callable[[T], int],
+    ) -> T:
         key = (self._entry.segment_id, name)
-        if key in (found := self._kept.find([key])):
+        if key in (found := kept.find([key])):
             return cast(T, found[key])
         part = read()  # two threads may read the same, none waits for another
-        self._kept.keep({key: part}, lambda one: PART_BYTES + size_bytes(one))
+        kept.keep({key: part}, lambda one: PART_BYTES + size_bytes(one))
         return part
 
 
@@ -156,11 +170,12 @@ class OpenedMap:
         self.manifest = manifest
         self._storage = storage
         self._entries = {entry.segment_id: entry for entry in manifest.segments}
-        self._kept: _LastAskedFor[tuple[str, str], Any] = _LastAskedFor(SEGMENT_BYTES)
+        self._kept = _Parts()
         self.calibration = decode_calibration(manifest.calibration)
         """What was fitted to the map, if anything was."""
         self._matching: tuple[Prior, dict[int, Bool[np.ndarray, " ids"]]] | None = None
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
+        self._table_threads = ThreadPoolExecutor(TABLES_AT_ONCE)
         self._descriptors: _PhotoCache[DescriptorCodesReader | DescriptorReader, np.ndarray] = _PhotoCache(
             self._threads,
             lambda segment: self.segment(segment).descriptors,
@@ -260,12 +275,13 @@ class OpenedMap:
             numbers_of.setdefault(place.segment_id, []).append(number)
 
         def read(segment_id: str) -> list[dict[str, Any]]:
-            rows = [places[number].row for number in numbers_of[segment_id]]
-            found: list[dict[str, Any]] = self.segment(segment_id).images.select(columns).take(rows).to_pylist()
-            return found
+            images = self.segment(segment_id).images
+            wanted = [(name, images[name]) for name in columns]
+            rows = (places[number].row for number in numbers_of[segment_id])
+            return [{name: column[row].as_py() for name, column in wanted} for row in rows]
 
         rows: list[dict[str, Any]] = [{}] * len(places)
-        for numbers, found in zip(numbers_of.values(), self._threads.map(read, numbers_of), strict=True):
+        for numbers, found in zip(numbers_of.values(), self._table_threads.map(read, numbers_of), strict=True):
             for number, row in zip(numbers, found, strict=True):
                 rows[number] = row
         return rows
@@ -279,7 +295,7 @@ class OpenedMap:
 
     def _find_matching(self, prior: Prior) -> dict[int, Bool[np.ndarray, " ids"]]:
         touched = [entry.segment_id for entry in self.manifest.segments if prior.touches(entry.bbox)]
-        matches = self._threads.map(lambda one: prior.matches(self.segment(one).read_images(PRIOR_COLUMNS)), touched)
+        matches = self._table_threads.map(lambda one: prior.matches(self.segment(one).read_images(PRIOR_COLUMNS)), touched)
         rows_of = dict(zip(touched, matches, strict=True))
         marks: dict[int, Bool[np.ndarray, " ids"]] = {}
         for number, shard in enumerate(self.manifest.index.shards):
@@ -325,7 +341,7 @@ class OpenedMap:
             table = self.segment(segment_id).read_images(POSITION_COLUMNS)
             return table.replace_schema_metadata(None).take(pa.array(rows, pa.int64()))
 
-        return pa.concat_tables(self._threads.map(read, self._entries, wanted))
+        return pa.concat_tables(self._table_threads.map(read, self._entries, wanted))
 
     def _live_ids(self, shard: ShardEntry) -> np.ndarray | None:
         """Mark the ids of a shard that are part of this version: (ids,) bool. None: all that it holds."""
@@ -369,6 +385,14 @@ class _LastAskedFor(Generic[K, T]):
                     self._things[key] = thing, size
             while self._held_bytes > self._limit_bytes:
                 self._held_bytes -= self._things.popitem(last=False)[1][1]
+
+
+class _Parts:
+    """Parts of segments that were asked for last, by segment and name."""
+
+    def __init__(self) -> None:
+        self.tables: _LastAskedFor[tuple[str, str], pa.Table] = _LastAskedFor(TABLE_BYTES)
+        self.readers: _LastAskedFor[tuple[str, str], Any] = _LastAskedFor(READER_BYTES)
 
 
 class _PhotoCache(Generic[R, T]):

@@ -54,13 +54,14 @@ def watch(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
-@pytest.mark.parametrize("limit_bytes", [0, 20_000])
+@pytest.mark.parametrize("limit_bytes", [0, 10_000])
 def test_what_is_kept_of_segments_is_bounded_and_changes_no_answer(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, limit_bytes: int
 ):
     """Room for no part of a segment, or for a few: eight threads ask, and each segment is read again and again."""
     expected = [ask(open_map(storage), number) for number in range(PHOTOS)]
-    monkeypatch.setattr(opened_map, "SEGMENT_BYTES", limit_bytes)
+    monkeypatch.setattr(opened_map, "TABLE_BYTES", limit_bytes)
+    monkeypatch.setattr(opened_map, "READER_BYTES", limit_bytes)
     monkeypatch.setattr(opened_map, "CACHE_BYTES", 0)
     opened = open_map(storage)
 
@@ -68,7 +69,8 @@ def test_what_is_kept_of_segments_is_bounded_and_changes_no_answer(
         found = list(pool.map(lambda number: ask(opened, number % PHOTOS), range(3 * PHOTOS)))
 
     assert found == 3 * expected
-    assert opened._kept._held_bytes == sum(size for _, size in opened._kept._things.values()) <= limit_bytes
+    for kept in (opened._kept.tables, opened._kept.readers):
+        assert kept._held_bytes == sum(size for _, size in kept._things.values()) <= limit_bytes
 
 
 def test_a_thread_that_waits_for_a_segment_keeps_nobody_from_another_one(storage: Storage, monkeypatch: pytest.MonkeyPatch):
@@ -150,4 +152,4 @@ def test_some_positions_are_those_of_all_positions_and_nothing_is_kept_of_the_se
 
     assert opened.positions(step=step).equals(everything.take(np.arange(0, PHOTOS, step)))
     opened.matching(Prior(boxes=((13.0, 54, 13.01, 56),)))
-    assert [part for _, part in opened._kept._things if part != "objects"] == []
+    assert list(opened._kept.tables._things) == []
