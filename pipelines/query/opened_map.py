@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from threading import Lock
 from typing import Any, Final, Generic, TypeVar, cast
@@ -25,7 +26,7 @@ from infra.storage import Storage
 from infra.tables import DescriptorReader, get_object, read_table
 from pipelines.build.masking import checked_receipt
 from pipelines.build.membership import live_rows
-from pipelines.ivfpq import ShardSearcher
+from pipelines.ivfpq import Among, ShardSearcher
 from pipelines.query.prior import Prior
 from schemas import layout
 from schemas.calibration import decode_calibration
@@ -160,13 +161,15 @@ class OpenedMap:
     Args:
         storage: of the map.
         manifest: the version.
+        prior: what all queries will be limited to; None: nothing. All shards are opened here, or those that the prior touches, so
+            that damage is found now and not by whoever asks first; others are opened, and checked, when they are searched.
 
     Raises:
         DamagedError: a shard or the quantizer is not what the manifest says.
         FormatError: they are in a format this Folio does not read.
     """
 
-    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+    def __init__(self, storage: Storage, manifest: Manifest, prior: Prior | None = None) -> None:
         self.manifest = manifest
         self._storage = storage
         self._entries = {entry.segment_id: entry for entry in manifest.segments}
@@ -174,6 +177,7 @@ class OpenedMap:
         self.calibration = decode_calibration(manifest.calibration)
         """What was fitted to the map, if anything was."""
         self._matching: tuple[Prior, dict[int, Bool[np.ndarray, " ids"]]] | None = None
+        self._among: tuple[Prior, Among] | None = None
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
         self._table_threads = ThreadPoolExecutor(TABLES_AT_ONCE)
         self._descriptors: _PhotoCache[DescriptorCodesReader | DescriptorReader, np.ndarray] = _PhotoCache(
@@ -194,9 +198,15 @@ class OpenedMap:
         self._searcher = ShardSearcher(
             get_object(storage, index.quantizer) if index.quantizer else None,
             index.parameters.get("nprobe", 1),
-            [get_object(storage, shard.file) for shard in index.shards],
+            [partial(get_object, storage, shard.file) for shard in index.shards],
             [self._live_ids(shard) for shard in index.shards],
+            [f"{storage.url}/{ref.path}" if ref else "" for ref in (index.quantizer, *(shard.file for shard in index.shards))],
+            [shard.rows for shard in index.shards],
         )
+        if prior is None:
+            self._searcher.open()
+        else:
+            self._photos_of(prior)
 
     def segment(self, segment_id: str) -> OpenedSegment:
         """Give a segment of the map; reads nothing yet."""
@@ -233,7 +243,7 @@ class OpenedMap:
 
     def _hits(self, descriptor: Float32[np.ndarray, " D"], count: int, prior: Prior | None) -> tuple[list[Place], list[float]]:
         """Find `count` photos and all that are as near as the last of them, nearest first, with their distances."""
-        only = None if prior is None else self.matching(prior)
+        only = None if prior is None else self._photos_of(prior)
         wanted = count + 64  # a few more, so that those as near as the last are there as a rule
         while True:
             (hits,) = self._searcher.search(descriptor[None], wanted, only)
@@ -291,6 +301,13 @@ class OpenedMap:
         found = self._matching
         if found is None or found[0] != prior:
             found = self._matching = (prior, self._find_matching(prior))
+        return found[1]
+
+    def _photos_of(self, prior: Prior) -> Among:
+        """Make ready to search the photos that can match. Kept for the next query."""
+        found = self._among
+        if found is None or found[0] != prior:
+            found = self._among = (prior, self._searcher.among(self.matching(prior)))
         return found[1]
 
     def _find_matching(self, prior: Prior) -> dict[int, Bool[np.ndarray, " ids"]]:

@@ -239,15 +239,15 @@ class QueryWorker:
         if head.model.fingerprint != self.encoder.fingerprint:
             _log.warning("%s: version %d is made with another network; staying behind", self._storage.url, head.version)
             return False
-        self.map = _open_newest(self._storage, head)
+        self.map = _open_newest(self._storage, head, self._prior)
         return True
 
 
-def _open_newest(storage: Storage, head: Manifest) -> OpenedMap:
+def _open_newest(storage: Storage, head: Manifest, prior: Prior | None) -> OpenedMap:
     """Open the newest version; another one, if it is replaced and purged in this moment."""
     while True:
         try:
-            return OpenedMap(storage, head)
+            return OpenedMap(storage, head, prior)
         except (ObjectMissing, DamagedError):
             tried, head = head, read_head(storage)
             if head.version == tried.version:
@@ -304,7 +304,7 @@ def open_worker(
     encoder = load_encoder(recipe, weights=weights_file(recipe, weights, settings), device=device)
     remedy = "Give the weights the map was made with: --weights FILE.safetensors"
     require_same_model(encoder, manifest.model, map_url=storage.url, remedy=remedy)
-    opened = _open_newest(storage, manifest) if version is None else OpenedMap(storage, manifest)
+    opened = _open_newest(storage, manifest, prior) if version is None else OpenedMap(storage, manifest, prior)
     if prior is not None and not opened.matching(prior):
         raise MapError(
             f"{storage.url}: found no photo of version {opened.manifest.version} where and when the search was to look. "
