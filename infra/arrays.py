@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 import google_crc32c
 import numpy as np
 import zarr
-from jaxtyping import Int8
+from jaxtyping import Int8, UInt32
 from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -37,6 +37,9 @@ SHARD_PHOTOS: Final = 2048
 
 INDEX_ENTRY_BYTES: Final = 16
 CRC_BYTES: Final = 4
+
+NO_CHUNK: Final = 2**32 - 1
+"""Where a chunk starts that is not in its shard object; those end long before."""
 
 
 class LocalFeaturesWriter:
@@ -117,6 +120,11 @@ class LocalFeaturesReader:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def held_bytes(self) -> int:
+        """What its indexes take in memory once every photo has been read."""
+        return self._rows.held_bytes
+
     def read(self, rows: Sequence[int]) -> list[LocalFeatures]:
         """Read photos, in the order asked for.
 
@@ -161,6 +169,11 @@ class DescriptorCodesReader:
             _require_kind(dict(array.attrs), "descriptor_codes", where=f"{storage.url}/{path}")
             self._rows = _ShardedRows(storage, path, array)
 
+    @property
+    def held_bytes(self) -> int:
+        """What its indexes take in memory once every row has been read."""
+        return self._rows.held_bytes
+
     def read(self, rows: Sequence[int]) -> list[Int8[np.ndarray, " D"]]:
         """Read rows, in the order asked for.
 
@@ -184,6 +197,10 @@ class _PackedRows:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def held_bytes(self) -> int:
+        return self._bytes.held_bytes
+
     def read(self, row: int) -> LocalFeatures:
         try:
             return unpack(self._bytes.read(row), self._dim, self._precision)
@@ -202,6 +219,10 @@ class _Format1Rows:
 
     def __len__(self) -> int:
         return len(self._count)
+
+    @property
+    def held_bytes(self) -> int:
+        return 8 * len(self._count) + sum(rows.held_bytes for rows in (self._features, self._patch, self._reliability))
 
     def read(self, row: int) -> LocalFeatures:
         count = self._count[row]  # what follows is padding; a copy lets go of it
@@ -230,17 +251,19 @@ class _ShardedRows:
         self._row_shape = array.shape[1:]
         self._dtype = array.dtype
         self._row_bytes = math.prod(self._row_shape) * self._dtype.itemsize
-        self._indexes: dict[int, np.ndarray] = {}  # shard -> offset and length of each chunk
+        self._starts: dict[int, UInt32[np.ndarray, " rows"]] = {}  # shard -> where each chunk of it starts
+        self.held_bytes = 4 * self._shard_rows * math.ceil(array.shape[0] / self._shard_rows)
 
     def read(self, row: int) -> np.ndarray:
         """Read one row; the array is read-only."""
         shard, place = divmod(row, self._shard_rows)
-        if shard not in self._indexes:
+        if shard not in self._starts:
             index_bytes = INDEX_ENTRY_BYTES * self._shard_rows + CRC_BYTES
-            index = self._fetch(shard, index_bytes, start=-index_bytes)
-            self._indexes[shard] = np.frombuffer(index, "<u8").reshape(-1, 2)
-        start, length = self._indexes[shard][place].tolist()
-        if length != self._row_bytes + CRC_BYTES:  # 2**64 - 1 where Zarr left the chunk out
+            index = np.frombuffer(self._fetch(shard, index_bytes, start=-index_bytes), "<u8").reshape(-1, 2)
+            there = index[:, 1] == self._row_bytes + CRC_BYTES  # 2**64 - 1 where Zarr left the chunk out
+            self._starts[shard] = np.where(there, index[:, 0], NO_CHUNK).astype(np.uint32)
+        start, length = int(self._starts[shard][place]), self._row_bytes + CRC_BYTES
+        if start == NO_CHUNK:
             raise self._damaged(shard, f"no chunk of {self._row_bytes} bytes for photo {row}", "one")
         data = self._fetch(shard, length, start=start, stop=start + length)
         return np.frombuffer(data, self._dtype).reshape(self._row_shape)

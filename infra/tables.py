@@ -129,7 +129,7 @@ def read_table(
         DamagedError: it is not what was written.
     """
     data = storage.get(path) if expected is None else get_object(storage, expected)
-    with _opened(storage, path, io.BytesIO(data), check_pages=expected is None) as file:
+    with _opened(storage, path, pa.BufferReader(data), check_pages=expected is None) as file:
         read_metadata(file.schema_arrow, kind, where=f"{storage.url}/{path}")
         seal = None if expected else read_seal(file.metadata.metadata)
         if seal is not None and hashlib.sha256(_with_seal(data, seal, BLANK_SEAL)).hexdigest() != seal:
@@ -195,6 +195,11 @@ class DescriptorReader:
             self._metadata = file.metadata
         groups = range(self._metadata.num_row_groups)
         self._ends = np.cumsum([self._metadata.row_group(group).num_rows for group in groups])
+
+    @property
+    def held_bytes(self) -> int:
+        """What its footer takes in memory, about."""
+        return 3 * self._blocks[-1][0] + 128 * len(self._blocks)
 
     def read(self, rows: Sequence[int]) -> Float16[np.ndarray, "n D"]:
         """Read the descriptors of at least one photo, in the order asked for.
@@ -283,7 +288,12 @@ def row_group_blocks(data: bytes) -> tuple[tuple[int, int], ...]:
 
 @contextmanager
 def _opened(
-    storage: Storage, path: str, source: io.BytesIO | _Fetched, *, metadata: pq.FileMetaData | None = None, check_pages: bool
+    storage: Storage,
+    path: str,
+    source: io.BytesIO | pa.BufferReader | _Fetched,
+    *,
+    metadata: pq.FileMetaData | None = None,
+    check_pages: bool,
 ) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file and tell damage, in it or in what is then read from it, as ours.
 

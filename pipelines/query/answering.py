@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from infra.observability import progress
 from infra.settings import Settings
+from pipelines.build.membership import live_rows
 from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.reading import PhotoReader
@@ -96,11 +97,10 @@ def facts_of(worker: QueryWorker) -> dict[str, Any]:
 
 def _rows(query_id: str, answer: Answer) -> Iterator[dict[str, object]]:
     for rank, candidate in enumerate(answer.candidates, start=1):
-        segment = answer.map.segment(candidate.photo.segment_id)
         yield {
             "query_id": query_id,
             "rank": rank,
-            **segment.images.slice(candidate.photo.row, 1).to_pylist()[0],
+            **candidate.photo.image,
             "global_rank": candidate.global_rank,
             "cosine": candidate.cosine,
             "matches": candidate.matches,
@@ -111,6 +111,9 @@ def _rows(query_id: str, answer: Answer) -> Iterator[dict[str, object]]:
 
 
 def _coverage(worker: QueryWorker) -> pa.Table:
-    positions = worker.read(OpenedMap.positions)
-    step = max(1, len(positions) // COVERAGE_POINTS)
-    return positions.select(COVERAGE.names).take(np.arange(0, len(positions), step)).cast(COVERAGE)
+    return worker.read(_thinned).select(COVERAGE.names).cast(COVERAGE)
+
+
+def _thinned(opened: OpenedMap) -> pa.Table:
+    photos = sum(int(live_rows(entry).sum()) for entry in opened.manifest.segments)
+    return opened.positions(step=max(1, photos // COVERAGE_POINTS))

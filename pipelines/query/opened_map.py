@@ -1,13 +1,21 @@
-"""One version of a map, opened for reading: its shards in memory, its segments on demand. Everything is checked before use."""
+"""One version of a map, opened for reading: its shards in memory, of its segments what was asked for last. Everything is checked
+before use.
+
+What is kept of segments does not grow with the map (`TABLE_BYTES`, `READER_BYTES`, `CACHE_BYTES`), and no thread waits for what
+another reads.
+"""
 
 import logging
+import math
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 from threading import Lock
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +26,18 @@ from infra.storage import Storage
 from infra.tables import DescriptorReader, get_object, read_table
 from pipelines.build.masking import checked_receipt
 from pipelines.build.membership import live_rows
-from pipelines.ivfpq import ShardSearcher
+from pipelines.ivfpq import Among, ShardSearcher
 from pipelines.query.prior import Prior
 from schemas import layout
 from schemas.calibration import decode_calibration
 from schemas.errors import DamagedError
 from schemas.local_features import LocalFeatures
-from schemas.manifest import Manifest, SegmentEntry, ShardEntry, ShardSegment
+from schemas.manifest import Manifest, ObjectRef, SegmentEntry, ShardEntry, ShardSegment
 from schemas.versions import require_readable
 
 POSITION_COLUMNS: Final = ["image_id", "uri", "root", "lat_deg", "lon_deg"]
 IMAGE_COLUMNS: Final = [*POSITION_COLUMNS, "taken_at"]
+PRIOR_COLUMNS: Final = ["lat_deg", "lon_deg", "taken_at"]
 
 CACHE_BYTES: Final = 12 * 1024 * 1024
 """Descriptors that are kept in memory between queries, and as much again of local features, those asked for last: the codes of
@@ -37,43 +46,116 @@ CACHE_BYTES: Final = 12 * 1024 * 1024
 KEPT: Final = 100
 """Candidates of a query that `refined` in the manifest stands for."""
 
+TABLE_BYTES: Final = 16 * 1024 * 1024
+"""Tables of photos that are kept in memory between queries, those asked for last: 0.25 MB a segment of 2,048."""
+
+READER_BYTES: Final = 16 * 1024 * 1024
+"""What reads codes and local features, likewise: 32 kB a segment, so that of a million photos all stay."""
+
+PART_BYTES: Final = 4 * 1024
+"""What a part takes beside its table or index, about."""
+
 REQUESTS_AT_ONCE: Final = 32
 """Of all queries together. The threads stay: each new one may take memory from a new place, which then stays taken."""
 
+TABLES_AT_ONCE: Final = 8
+"""Tables of photos that are read at once: each thread that ever read one keeps 2 to 3 MB of Arrow's memory."""
+
+K = TypeVar("K", bound=Hashable)
+R = TypeVar("R")
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoredPhoto:
-    """A photo of the map, by its segment and row."""
+class Place:
+    """Where a photo of the map is stored: its segment and row."""
 
     segment_id: str
     row: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredPhoto(Place):
+    """A photo of the map."""
+
     image_id: str
+    image: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Its row of `IMAGE_COLUMNS`, for whoever asks once the version is gone."""
 
 
 class OpenedSegment:
-    """A segment of the map; reads descriptors and local features by row."""
+    """A segment of the map: a photo table, descriptors and local features by row, each read when it is first asked for.
 
-    def __init__(self, storage: Storage, entry: SegmentEntry) -> None:
-        receipt = checked_receipt(storage, entry)
-        folder = layout.segment_folder(entry.segment_id, entry.attempt)
-        self._refs = {ref.path.removeprefix(folder + "/"): ref for ref in receipt.objects}
-        images = self._refs[layout.IMAGES]
-        self.images = read_table(storage, images.path, kind="images", columns=IMAGE_COLUMNS, expected=images).combine_chunks()
-        codes = f"{folder}/{layout.DESCRIPTOR_CODES}"
-        self.descriptors: DescriptorCodesReader | DescriptorReader = (
-            DescriptorCodesReader(storage, codes, expected=receipt.objects)
-            if any(ref.path.startswith(f"{codes}/") for ref in receipt.objects)
-            else DescriptorReader(storage, self._refs[layout.DESCRIPTORS])  # written before there were codes
-        )
-        self.local_features = LocalFeaturesReader(storage, f"{folder}/{layout.LOCAL_FEATURES}", expected=receipt.objects)
+    Nothing is held here but in `kept`, so that a map of any size takes the same memory. For any number of threads.
+    """
+
+    def __init__(self, storage: Storage, entry: SegmentEntry, kept: "_Parts") -> None:
+        self._storage = storage
+        self._entry = entry
+        self._kept = kept
+        self._folder = layout.segment_folder(entry.segment_id, entry.attempt)
+
+    @property
+    def images(self) -> pa.Table:
+        """Columns `IMAGE_COLUMNS` of its photos, masked ones too."""
+        return self._part(self._kept.tables, "images", lambda: self.read_images(IMAGE_COLUMNS), lambda table: table.nbytes)
+
+    @property
+    def descriptors(self) -> DescriptorCodesReader | DescriptorReader:
+        """Reads rows of them."""
+        return self._part(self._kept.readers, "descriptors", self._open_descriptors, lambda reader: reader.held_bytes)
+
+    @property
+    def local_features(self) -> LocalFeaturesReader:
+        """Reads those of single photos."""
+        return self._part(self._kept.readers, "local features", self._open_local_features, lambda reader: reader.held_bytes)
 
     def image_id(self, row: int) -> str:
         """Name a photo."""
         return str(self.images["image_id"][row])
+
+    def read_images(self, columns: Sequence[str]) -> pa.Table:
+        """Read columns of its table of photos, and do not keep them."""
+        (ref,) = (ref for ref in self._objects if ref.path == f"{self._folder}/{layout.IMAGES}")
+        return read_table(self._storage, ref.path, kind="images", columns=list(columns), expected=ref).combine_chunks()
+
+    @property
+    def _objects(self) -> Sequence[ObjectRef]:
+        """What the receipt says of the objects that queries read."""
+        return self._part(
+            self._kept.readers, "objects", self._read_objects, lambda refs: 512 * sum(1 + len(ref.blocks) for ref in refs)
+        )
+
+    def _read_objects(self) -> Sequence[ObjectRef]:
+        refs, codes = checked_receipt(self._storage, self._entry).objects, f"{self._folder}/{layout.DESCRIPTOR_CODES}/"
+        unused = layout.DESCRIPTORS if any(ref.path.startswith(codes) for ref in refs) else layout.REJECTS
+        return [ref for ref in refs if ref.path != f"{self._folder}/{unused}"]
+
+    def _open_descriptors(self) -> DescriptorCodesReader | DescriptorReader:
+        objects, codes = self._objects, f"{self._folder}/{layout.DESCRIPTOR_CODES}"
+        if any(ref.path.startswith(f"{codes}/") for ref in objects):
+            return DescriptorCodesReader(self._storage, codes, expected=objects)
+        (ref,) = (ref for ref in objects if ref.path == f"{self._folder}/{layout.DESCRIPTORS}")
+        return DescriptorReader(self._storage, ref)  # written before there were codes
+
+    def _open_local_features(self) -> LocalFeaturesReader:
+        return LocalFeaturesReader(self._storage, f"{self._folder}/{layout.LOCAL_FEATURES}", expected=self._objects)
+
+    def _part(
+        self,
+        kept: "_LastAskedFor[tuple[str, str], Any]",
+        name: str,
+        read: Callable[[], T],
+        size_bytes: Callable[[T], int],
+    ) -> T:
+        key = (self._entry.segment_id, name)
+        if key in (found := kept.find([key])):
+            return cast(T, found[key])
+        part = read()  # two threads may read the same, none waits for another
+        kept.keep({key: part}, lambda one: PART_BYTES + size_bytes(one))
+        return part
 
 
 class OpenedMap:
@@ -82,43 +164,56 @@ class OpenedMap:
     Args:
         storage: of the map.
         manifest: the version.
+        prior: what all queries will be limited to; None: nothing. All shards are opened here, or those that the prior touches, so
+            that damage is found now and not by whoever asks first; others are opened, and checked, when they are searched.
 
     Raises:
         DamagedError: a shard or the quantizer is not what the manifest says.
         FormatError: they are in a format this Folio does not read.
     """
 
-    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+    def __init__(self, storage: Storage, manifest: Manifest, prior: Prior | None = None) -> None:
         self.manifest = manifest
         self._storage = storage
         self._entries = {entry.segment_id: entry for entry in manifest.segments}
-        self._segments: dict[str, OpenedSegment] = {}
+        self._kept = _Parts()
         self.calibration = decode_calibration(manifest.calibration)
         """What was fitted to the map, if anything was."""
         self._matching: tuple[Prior, dict[int, Bool[np.ndarray, " ids"]]] | None = None
+        self._among: tuple[Prior, Among] | None = None
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
-        self._descriptors = _PhotoCache(self._threads, self._read_descriptor, lambda row: row.nbytes)
-        self._features = _PhotoCache(self._threads, self._read_features, lambda found: found.size_bytes)
+        self._table_threads = ThreadPoolExecutor(TABLES_AT_ONCE)
+        self._descriptors: _PhotoCache[DescriptorCodesReader | DescriptorReader, np.ndarray] = _PhotoCache(
+            self._threads,
+            lambda segment: self.segment(segment).descriptors,
+            lambda reader, row: reader.read([row])[0].copy(),  # not its row group
+            lambda row: row.nbytes,
+        )
+        self._features: _PhotoCache[LocalFeaturesReader, LocalFeatures] = _PhotoCache(
+            self._threads,
+            lambda segment: self.segment(segment).local_features,
+            lambda reader, row: reader.read([row])[0],
+            lambda found: found.size_bytes,
+        )
         index = manifest.index
         require_readable("quantizer", index.quantizer_format, where=storage.url)
         require_readable("shard", index.shard_format, where=storage.url)
         self._searcher = ShardSearcher(
             get_object(storage, index.quantizer) if index.quantizer else None,
             index.parameters.get("nprobe", 1),
-            [get_object(storage, shard.file) for shard in index.shards],
+            [partial(get_object, storage, shard.file) for shard in index.shards],
             [self._live_ids(shard) for shard in index.shards],
+            [f"{storage.url}/{ref.path}" if ref else "" for ref in (index.quantizer, *(shard.file for shard in index.shards))],
+            [shard.rows for shard in index.shards],
         )
+        if prior is None:
+            self._searcher.open()
+        else:
+            self._photos_of(prior)
 
     def segment(self, segment_id: str) -> OpenedSegment:
-        """Open a segment, once."""
-        if segment_id not in self._segments:
-            self._segments[segment_id] = OpenedSegment(self._storage, self._entries[segment_id])
-        return self._segments[segment_id]
-
-    def _open(self, segment_ids: Iterable[str]) -> None:
-        """Open segments side by side."""
-        missing = [segment_id for segment_id in dict.fromkeys(segment_ids) if segment_id not in self._segments]
-        list(self._threads.map(self.segment, missing))
+        """Give a segment of the map; reads nothing yet."""
+        return OpenedSegment(self._storage, self._entries[segment_id], self._kept)
 
     def nearest(self, descriptor: Float32[np.ndarray, " D"], count: int, prior: Prior | None = None) -> list[StoredPhoto]:
         """Find the photos whose compressed descriptors are nearest, nearest first.
@@ -130,13 +225,79 @@ class OpenedMap:
             count: how many.
             prior: which photos can match; None: all.
         """
-        # A few more than asked for, so that photos with equal codes at the end of the list are all there to choose from.
-        hits = self._searcher.search(descriptor[None], count + 64, None if prior is None else self.matching(prior))[0]
+        return [photo for _, photo in self.best(*self._hits(descriptor, count, prior), count)]
+
+    def candidates(self, descriptor: Float32[np.ndarray, " D"], count: int, prior: Prior | None = None) -> list[Place]:
+        """Find the same photos as `nearest`, equally near ones in any order: what they are called costs a table a segment."""
+        places, distances = self._hits(descriptor, count, prior)
+        return [places[chosen] for chosen in self._smallest(places, distances, count)]
+
+    def best(self, places: Sequence[Place], costs: Sequence[float], count: int) -> list[tuple[float, StoredPhoto]]:
+        """Name those of some photos that cost least, with their costs; ties go to the smaller image id.
+
+        Args:
+            places: of the photos.
+            costs: of each; the smaller the better.
+            count: how many, at most.
+        """
+        chosen = self._smallest(places, costs, count)
+        named = zip([costs[one] for one in chosen], self._named([places[one] for one in chosen]), strict=True)
+        return sorted(named, key=lambda pair: (pair[0], pair[1].image_id))
+
+    def _hits(self, descriptor: Float32[np.ndarray, " D"], count: int, prior: Prior | None) -> tuple[list[Place], list[float]]:
+        """Find `count` photos and all that are as near as the last of them, nearest first, with their distances."""
+        only = None if prior is None else self._photos_of(prior)
+        wanted = count + 64  # a few more, so that those as near as the last are there as a rule
+        while True:
+            (hits,) = self._searcher.search(descriptor[None], wanted, only)
+            if len(hits) > count:
+                hits = hits[: bisect_right(hits, hits[count - 1][0], key=lambda hit: hit[0])]
+            of_shards = Counter(shard for _, shard, _ in hits)
+            if max(of_shards.values(), default=0) < wanted:
+                break
+            wanted *= 4  # a shard gave nothing else, and may hold more of the last: photos with equal codes, by the thousand
         members = [self._member(shard, number) for _, shard, number in hits]
-        self._open(member.segment_id for member in members)
-        photos = [(distance, self._photo(member, number)) for (distance, _, number), member in zip(hits, members, strict=True)]
-        photos.sort(key=lambda pair: (pair[0], pair[1].image_id))
-        return [photo for _, photo in photos[:count]]
+        places = [
+            Place(segment_id=member.segment_id, row=number - member.first_id)
+            for (_, _, number), member in zip(hits, members, strict=True)
+        ]
+        return places, [distance for distance, _, _ in hits]
+
+    def _smallest(self, places: Sequence[Place], costs: Sequence[float], count: int) -> list[int]:
+        """Choose by cost, and by image id only where the last ones of the chosen cost the same as others."""
+        if len(places) <= count:
+            return list(range(len(places)))
+        last = sorted(costs)[count - 1]
+        chosen = [number for number, cost in enumerate(costs) if cost < last]
+        equal = [number for number, cost in enumerate(costs) if cost == last]
+        if len(chosen) + len(equal) > count:
+            names = self._rows_of([places[number] for number in equal], ["image_id"])
+            equal = [number for _, number in sorted(zip([row["image_id"] for row in names], equal, strict=True))]
+        return [*chosen, *equal[: count - len(chosen)]]
+
+    def _named(self, places: Sequence[Place]) -> list[StoredPhoto]:
+        return [
+            StoredPhoto(segment_id=place.segment_id, row=place.row, image_id=row["image_id"], image=row)
+            for place, row in zip(places, self._rows_of(places, IMAGE_COLUMNS), strict=True)
+        ]
+
+    def _rows_of(self, places: Sequence[Place], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Read columns of the tables of photos, a segment at a time in each thread: no more tables are in memory at once."""
+        numbers_of: dict[str, list[int]] = {}
+        for number, place in enumerate(places):
+            numbers_of.setdefault(place.segment_id, []).append(number)
+
+        def read(segment_id: str) -> list[dict[str, Any]]:
+            images = self.segment(segment_id).images
+            wanted = [(name, images[name]) for name in columns]
+            rows = (places[number].row for number in numbers_of[segment_id])
+            return [{name: column[row].as_py() for name, column in wanted} for row in rows]
+
+        rows: list[dict[str, Any]] = [{}] * len(places)
+        for numbers, found in zip(numbers_of.values(), self._table_threads.map(read, numbers_of), strict=True):
+            for number, row in zip(numbers, found, strict=True):
+                rows[number] = row
+        return rows
 
     def matching(self, prior: Prior) -> dict[int, Bool[np.ndarray, " ids"]]:
         """Mark, by shard, the ids of photos that can match; shards without any are left out. Kept for the next query."""
@@ -145,13 +306,21 @@ class OpenedMap:
             found = self._matching = (prior, self._find_matching(prior))
         return found[1]
 
+    def _photos_of(self, prior: Prior) -> Among:
+        """Make ready to search the photos that can match. Kept for the next query."""
+        found = self._among
+        if found is None or found[0] != prior:
+            found = self._among = (prior, self._searcher.among(self.matching(prior)))
+        return found[1]
+
     def _find_matching(self, prior: Prior) -> dict[int, Bool[np.ndarray, " ids"]]:
-        touched = {entry.segment_id for entry in self.manifest.segments if prior.touches(entry.bbox)}
-        self._open(touched)
+        touched = [entry.segment_id for entry in self.manifest.segments if prior.touches(entry.bbox)]
+        matches = self._table_threads.map(lambda one: prior.matches(self.segment(one).read_images(PRIOR_COLUMNS)), touched)
+        rows_of = dict(zip(touched, matches, strict=True))
         marks: dict[int, Bool[np.ndarray, " ids"]] = {}
         for number, shard in enumerate(self.manifest.index.shards):
-            members = [member for member in shard.segments if member.segment_id in touched]
-            rows = [prior.matches(self.segment(member.segment_id).images) for member in members]
+            members = [member for member in shard.segments if member.segment_id in rows_of]
+            rows = [rows_of[member.segment_id] for member in members]
             if any(one.any() for one in rows):
                 ids = np.zeros(max(member.first_id + len(one) for member, one in zip(members, rows, strict=True)), bool)
                 for member, one in zip(members, rows, strict=True):
@@ -163,7 +332,7 @@ class OpenedMap:
         """Say how many photos the map wants compared exactly, so that the best `kept` are right; 0: it was not measured."""
         return int(self.manifest.index.parameters.get("refined", 0)) * kept // KEPT
 
-    def descriptors_of(self, photos: Sequence[StoredPhoto]) -> list[Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"]]:
+    def descriptors_of(self, photos: Sequence[Place]) -> list[Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"]]:
         """Read descriptors of photos, in their order: codes, or, of segments without codes, the descriptors themselves."""
         return self._descriptors.get(photos)
 
@@ -186,21 +355,17 @@ class OpenedMap:
             _log.warning("%s Photo %s is ranked by its descriptor alone.", error, photo.image_id)
             return None
 
-    def _read_descriptor(self, segment: str, row: int) -> np.ndarray:
-        read: np.ndarray = self.segment(segment).descriptors.read([row])[0]
-        return read.copy() if isinstance(self.segment(segment).descriptors, DescriptorReader) else read  # not its row group
+    def positions(self, step: int = 1) -> pa.Table:
+        """List every so manieth live photo of the version, in the order of its segments: columns `POSITION_COLUMNS`."""
+        live = [np.flatnonzero(live_rows(entry)) for entry in self._entries.values()]
+        before = accumulate((len(rows) for rows in live[:-1]), initial=0)
+        wanted = [rows[-first % step :: step] for rows, first in zip(live, before, strict=True)]
 
-    def _read_features(self, segment: str, row: int) -> LocalFeatures:
-        return self.segment(segment).local_features.read([row])[0]
+        def read(segment_id: str, rows: np.ndarray) -> pa.Table:
+            table = self.segment(segment_id).read_images(POSITION_COLUMNS)
+            return table.replace_schema_metadata(None).take(pa.array(rows, pa.int64()))
 
-    def positions(self) -> pa.Table:
-        """List the live photos of the version: columns `POSITION_COLUMNS`."""
-        self._open(self._entries)
-        parts = []
-        for segment_id, entry in self._entries.items():
-            images = self.segment(segment_id).images.select(POSITION_COLUMNS).replace_schema_metadata(None)
-            parts.append(images.filter(pa.array(live_rows(entry))))
-        return pa.concat_tables(parts)
+        return pa.concat_tables(self._table_threads.map(read, self._entries, wanted))
 
     def _live_ids(self, shard: ShardEntry) -> np.ndarray | None:
         """Mark the ids of a shard that are part of this version: (ids,) bool. None: all that it holds."""
@@ -216,41 +381,81 @@ class OpenedMap:
         members = self.manifest.index.shards[shard].segments
         return members[bisect_right(members, number, key=lambda one: one.first_id) - 1]
 
-    def _photo(self, member: ShardSegment, number: int) -> StoredPhoto:
-        row = number - member.first_id
-        return StoredPhoto(segment_id=member.segment_id, row=row, image_id=self.segment(member.segment_id).image_id(row))
 
+class _LastAskedFor(Generic[K, T]):
+    """Things that were asked for last, up to so many bytes. For any number of threads."""
 
-class _PhotoCache(Generic[T]):
-    """What was read of the photos asked for last; reads the others side by side. For any number of threads."""
-
-    def __init__(self, threads: ThreadPoolExecutor, read: Callable[[str, int], T], size_bytes: Callable[[T], int]) -> None:
-        self._threads = threads
-        self._read = read
-        self._size_bytes = size_bytes
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
         self._held_bytes = 0
-        self._kept: OrderedDict[tuple[str, int], T] = OrderedDict()
+        self._things: OrderedDict[K, tuple[T, int]] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, photos: Sequence[StoredPhoto]) -> list[T]:
-        keys = [(photo.segment_id, photo.row) for photo in photos]
+    def find(self, keys: Iterable[K]) -> dict[K, T]:
+        """Give those that are here."""
         with self._lock:
-            found = {key: self._kept[key] for key in keys if key in self._kept}
-        missing = [key for key in dict.fromkeys(keys) if key not in found]
-        # Not under the lock: two threads may read the same, none waits for another's.
-        shares = [missing[start::REQUESTS_AT_ONCE] for start in range(min(REQUESTS_AT_ONCE, len(missing)))]
-        for share, read in zip(shares, self._threads.map(self._read_share, shares), strict=True):
-            found.update(zip(share, read, strict=True))
-        with self._lock:
-            for key in keys:
-                if key not in self._kept:
-                    self._held_bytes += self._size_bytes(found[key])
-                    self._kept[key] = found[key]
-                self._kept.move_to_end(key)
-            while self._held_bytes > CACHE_BYTES:
-                self._held_bytes -= self._size_bytes(self._kept.popitem(last=False)[1])
-        return [found[key] for key in keys]
+            found = {key: self._things[key][0] for key in keys if key in self._things}
+            for key in found:
+                self._things.move_to_end(key)
+            return found
 
-    def _read_share(self, keys: list[tuple[str, int]]) -> list[T]:
-        """Read what one thread is to read: handing over single photos would take longer than reading them from a disk."""
-        return [self._read(*key) for key in keys]
+    def keep(self, things: Mapping[K, T], size_bytes: Callable[[T], int]) -> None:
+        """Add things, and let go of those not asked for longest."""
+        with self._lock:
+            for key, thing in things.items():
+                if key not in self._things:
+                    size = size_bytes(thing)
+                    self._held_bytes += size
+                    self._things[key] = thing, size
+            while self._held_bytes > self._limit_bytes:
+                self._held_bytes -= self._things.popitem(last=False)[1][1]
+
+
+class _Parts:
+    """Parts of segments that were asked for last, by segment and name."""
+
+    def __init__(self) -> None:
+        self.tables: _LastAskedFor[tuple[str, str], pa.Table] = _LastAskedFor(TABLE_BYTES)
+        self.readers: _LastAskedFor[tuple[str, str], Any] = _LastAskedFor(READER_BYTES)
+
+
+class _PhotoCache(Generic[R, T]):
+    """What was read of the photos asked for last; reads the others side by side. For any number of threads.
+
+    Args:
+        threads: that read.
+        reader_of: gives what reads a segment.
+        read: reads a row with it.
+        size_bytes: of what was read.
+    """
+
+    def __init__(
+        self,
+        threads: ThreadPoolExecutor,
+        reader_of: Callable[[str], R],
+        read: Callable[[R, int], T],
+        size_bytes: Callable[[T], int],
+    ) -> None:
+        self._threads = threads
+        self._reader_of = reader_of
+        self._read = read
+        self._size_bytes = size_bytes
+        self._kept: _LastAskedFor[tuple[str, int], T] = _LastAskedFor(CACHE_BYTES)
+
+    def get(self, photos: Sequence[Place]) -> list[T]:
+        keys = [(photo.segment_id, photo.row) for photo in photos]
+        found = self._kept.find(keys)
+        missing = sorted({key for key in keys if key not in found})
+        segments = list(dict.fromkeys(segment for segment, _ in missing))
+        readers = dict(zip(segments, self._threads.map(self._reader_of, segments), strict=True))
+
+        def read(share: list[tuple[str, int]]) -> list[T]:
+            return [self._read(readers[segment], row) for segment, row in share]
+
+        # Shares, as handing over single photos would take longer than reading them from a disk; of as few segments as may be.
+        size = max(1, math.ceil(len(missing) / REQUESTS_AT_ONCE))
+        shares = [missing[start : start + size] for start in range(0, len(missing), size)]
+        for share, things in zip(shares, self._threads.map(read, shares), strict=True):
+            found.update(zip(share, things, strict=True))
+        self._kept.keep(found, self._size_bytes)
+        return [found[key] for key in keys]

@@ -217,12 +217,12 @@ class QueryWorker:
     ) -> tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]:
         """The first stage: compressed search, then exact cosines; ties go to the smaller image id."""
         keep = self._config.pool.max_size
-        photos = opened.nearest(descriptor, max(REFINED * keep, opened.refined(keep)), self._prior)
-        if not photos:
+        places = opened.candidates(descriptor, max(REFINED * keep, opened.refined(keep)), self._prior)
+        if not places:
             return [], np.empty(0)
-        cosines = exact_cosines(opened.descriptors_of(photos), descriptor)
-        order = sorted(range(len(photos)), key=lambda place: (-cosines[place], photos[place].image_id))[:keep]
-        return [photos[place] for place in order], cosines[order]
+        costs = -exact_cosines(opened.descriptors_of(places), descriptor)
+        best = opened.best(places, costs.tolist(), keep)
+        return [photo for _, photo in best], -np.array([cost for cost, _ in best])
 
     def _is_behind(self, opened: OpenedMap) -> bool:
         """Tell whether there is a newer version than one that failed, and make sure that it is the one in use."""
@@ -239,15 +239,15 @@ class QueryWorker:
         if head.model.fingerprint != self.encoder.fingerprint:
             _log.warning("%s: version %d is made with another network; staying behind", self._storage.url, head.version)
             return False
-        self.map = _open_newest(self._storage, head)
+        self.map = _open_newest(self._storage, head, self._prior)
         return True
 
 
-def _open_newest(storage: Storage, head: Manifest) -> OpenedMap:
+def _open_newest(storage: Storage, head: Manifest, prior: Prior | None) -> OpenedMap:
     """Open the newest version; another one, if it is replaced and purged in this moment."""
     while True:
         try:
-            return OpenedMap(storage, head)
+            return OpenedMap(storage, head, prior)
         except (ObjectMissing, DamagedError):
             tried, head = head, read_head(storage)
             if head.version == tried.version:
@@ -304,7 +304,7 @@ def open_worker(
     encoder = load_encoder(recipe, weights=weights_file(recipe, weights, settings), device=device)
     remedy = "Give the weights the map was made with: --weights FILE.safetensors"
     require_same_model(encoder, manifest.model, map_url=storage.url, remedy=remedy)
-    opened = _open_newest(storage, manifest) if version is None else OpenedMap(storage, manifest)
+    opened = _open_newest(storage, manifest, prior) if version is None else OpenedMap(storage, manifest, prior)
     if prior is not None and not opened.matching(prior):
         raise MapError(
             f"{storage.url}: found no photo of version {opened.manifest.version} where and when the search was to look. "

@@ -1,5 +1,8 @@
 """The index: its size is derived, its training repeatable, and what is near is found however photos are spread over shards."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -260,3 +263,34 @@ def test_among_some_ids_the_search_finds_what_a_search_of_everything_finds_there
 
     expected = [[hit for hit in hits if hit[1] in only and only[hit[1]][hit[2]]] for hits in everything]
     assert found == expected
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_made_ready_once_some_photos_are_searched_like_all_of_them_whether_copied_or_not(
+    descriptors: np.ndarray, quantizer: bytes, share: float
+):
+    """A fiftieth and a tenth are copied out of the shard, a third is not. Also when the searcher itself is gone."""
+    shard = make_shard(quantizer, DIM, [(descriptors, np.arange(PHOTOS) + 7)])
+    ids = np.random.default_rng(1).random(PHOTOS + 7) < share
+    (everything,) = ShardSearcher(quantizer, PARAMETERS.nlist, [shard]).search(descriptors[:1], PHOTOS)
+    searcher = ShardSearcher(quantizer, 1, [shard])
+
+    among = searcher.among({0: ids})
+
+    for k in (1, 5, PHOTOS):
+        assert searcher.search(descriptors[:1], k, among) == [[hit for hit in everything if ids[hit[2]]][:k]]
+
+
+def test_a_shard_is_read_when_it_is_first_searched_and_only_once(descriptors: np.ndarray, quantizer: bytes):
+    shard, read = make_shard(quantizer, DIM, [(descriptors, np.arange(PHOTOS))]), []
+
+    def reads(number: int) -> Callable[[], bytes]:
+        return lambda: read.append(number) or shard
+
+    searcher = ShardSearcher(quantizer, 8, [reads(0), reads(1), reads(2)])
+    assert read == []
+    searcher.search(descriptors[:1], 5, {1: np.ones(PHOTOS, bool)})
+    assert read == [1]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: searcher.search(descriptors[:1], 5), range(16)))
+    assert sorted(read) == [0, 1, 2]

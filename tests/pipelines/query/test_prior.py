@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,15 +13,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fol_model.config import RerankConfig
-from infra.commits import read_head
+from infra.commits import publish, read_head
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
+from pipelines.build.masking import checked_receipt
 from pipelines.catalog.boxes import inside, meet
 from pipelines.maintain.takedown import TakedownRequest, takedown
 from pipelines.query.opened_map import OpenedMap
 from pipelines.query.prior import Prior, prior_of
 from pipelines.query.worker import QueryWorker
-from tests.pipelines.maintain.photo_maps import descriptor, images, name, publish_map, write_segment
+from schemas.errors import DamagedError
+from tests.pipelines.maintain.photo_maps import descriptor, images, name, publish_map, write_segment, write_shard
 from tests.pipelines.query.test_worker import KnowsItsModel, photo
 
 NOTHING = {"near": None, "within": None, "bbox": (), "area": None, "taken_from": None, "taken_until": None}
@@ -134,6 +137,47 @@ def test_segments_elsewhere_are_not_opened(storage: Storage, monkeypatch: pytest
 
     assert {one.image_id for one in found} == {name(number) for number in range(4, 8)}
     assert len(read & {entry.segment_id for entry in opened.manifest.segments}) == 1
+
+
+WEST = Prior(boxes=((13.0, 54, 13.0071, 56),))
+"""Photos 0 to 7: of the first of two shards."""
+
+
+def publish_two_shards(storage: Storage) -> list[str]:
+    """Publish the photos in two shards, cut between 11 and 12. Gives their paths."""
+    first = read_head(storage)
+    receipts = [checked_receipt(storage, entry) for entry in first.segments]
+    receipts.sort(key=lambda receipt: receipt.bbox)
+    shards = [write_shard(storage, receipts[:3]), write_shard(storage, receipts[3:])]
+    index = msgspec.structs.replace(first.index, shards=shards)
+    publish(storage, lambda head: msgspec.structs.replace(first, index=index, content_id="two shards"))
+    return [shard.file.path for shard in shards]
+
+
+def test_only_shards_that_a_prior_touches_are_read_and_the_others_once_they_are_searched(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    paths, read, get = publish_two_shards(storage), [], storage.get
+    monkeypatch.setattr(storage, "get", lambda path, **where: read.append(path) or get(path, **where))
+
+    opened = OpenedMap(storage, read_head(storage), WEST)
+    assert [path for path in read if path in paths] == paths[:1]
+    assert [one.image_id for one in opened.nearest(descriptor(3), 1, WEST)] == [name(3)]
+    assert [path for path in read if path in paths] == paths[:1]
+    assert [one.image_id for one in opened.nearest(descriptor(15), 1)] == [name(15)]
+    assert [path for path in read if path in paths] == paths
+
+
+def test_a_damaged_shard_is_found_when_the_map_is_opened_unless_a_prior_leaves_it_alone(storage: Storage):
+    _, path = publish_two_shards(storage)
+    storage.put(path, storage.get(path)[:-1])
+
+    with pytest.raises(DamagedError, match=path):
+        open_map(storage)
+    opened = OpenedMap(storage, read_head(storage), WEST)
+    assert [one.image_id for one in opened.nearest(descriptor(3), 1, WEST)] == [name(3)]
+    with pytest.raises(DamagedError, match=path):
+        opened.nearest(descriptor(3), 1)
 
 
 def test_photos_taken_down_stay_away(storage: Storage):
