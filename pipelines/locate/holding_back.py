@@ -36,7 +36,7 @@ SAME_VIEW_DEG: Final = 60.0
 GAP_S: Final = 600.0
 """Photos of no named sequence that are further apart in time belong to different drives."""
 
-MOST_ASKED: Final = 256
+MOST_ASKED: Final = 512
 """Photos held back, and of a small map at most half of it. More: surer numbers, at a tenth of a second each."""
 
 LEAST_ASKED: Final = 30
