@@ -27,7 +27,7 @@ from pipelines.engine.partition import Partition
 from schemas import layout
 from schemas.descriptor_codes import to_codes
 from schemas.descriptors import descriptors_schema
-from schemas.errors import PhotoError
+from schemas.errors import ModelError, PhotoError
 from schemas.local_features import LocalFeatures
 from schemas.manifest import BBox, ObjectRef, Receipt
 from schemas.rejects import REJECTS
@@ -128,8 +128,10 @@ def finish_segment(
         The receipt that stands for this segment: ours, or that of an attempt that finished first.
 
     Raises:
+        ModelError: a descriptor has no direction; nothing of this attempt counts.
         StorageError: the store does not answer; nothing of this attempt counts.
     """
+    _require_directions(images, descriptors)
     objects = [
         write_table(storage, f"{folder}/{layout.IMAGES}", images, kind="images"),
         write_table(storage, f"{folder}/{layout.DESCRIPTORS}", _descriptor_table(images, descriptors), kind="descriptors"),
@@ -169,6 +171,19 @@ def _encode_photos(
             encoded = encoder.encode([pixels for _, pixels in batch])
             yield from zip((number for number, _ in batch), encoded, strict=True)
             batch.clear()
+
+
+def _require_directions(images: pa.Table, descriptors: Float16[np.ndarray, "n D"]) -> None:
+    """Refuse descriptors that are not finite, or all zeros: FAISS would lose their photos without a word, or not train."""
+    good = np.isfinite(descriptors).all(axis=1) & (descriptors != 0).any(axis=1)
+    if not good.all():
+        first, bad = int(np.argmin(good)), len(good) - int(good.sum())
+        found = "zeros" if np.isfinite(descriptors[first]).all() else "NaN"
+        raise ModelError(
+            f"{images['uri'][first]}: the network gave a descriptor of {found} for it, as "
+            f"for {bad:,} of the {len(good):,} photos of its segment; needed finite numbers. "
+            "Nothing of the segment counts, and nothing was published. Try --device cpu, and check the weights: folio models"
+        )
 
 
 def _descriptor_table(images: pa.Table, descriptors: np.ndarray) -> pa.Table:

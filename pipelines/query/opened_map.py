@@ -8,7 +8,7 @@ another reads.
 import logging
 import math
 from bisect import bisect_right
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -252,10 +252,9 @@ class OpenedMap:
             (hits,) = self._searcher.search(descriptor[None], wanted, only)
             if len(hits) > count:
                 hits = hits[: bisect_right(hits, hits[count - 1][0], key=lambda hit: hit[0])]
-            of_shards = Counter(shard for _, shard, _ in hits)
-            if max(of_shards.values(), default=0) < wanted:
+            if len(hits) < wanted:
                 break
-            wanted *= 4  # a shard gave nothing else, and may hold more of the last: photos with equal codes, by the thousand
+            wanted *= 4  # there may be more of the last ones: photos with equal codes, by the thousand
         members = [self._member(shard, number) for _, shard, number in hits]
         places = [
             Place(segment_id=member.segment_id, row=number - member.first_id)

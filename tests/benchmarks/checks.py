@@ -79,7 +79,8 @@ def measure(storage: Storage) -> dict[str, float]:
     def open_whole() -> None:
         opened.append(OpenedMap(storage, read_head(storage)))
         for entry in opened[0].manifest.segments:
-            opened[0].segment(entry.segment_id)
+            segment = opened[0].segment(entry.segment_id)
+            _ = segment.images, segment.descriptors, segment.local_features
 
     def ask() -> None:
         worker = QueryWorker(storage, opened[0], ENCODER, CONFIG, follows=False)

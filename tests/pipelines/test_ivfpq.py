@@ -294,3 +294,17 @@ def test_a_shard_is_read_when_it_is_first_searched_and_only_once(descriptors: np
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: searcher.search(descriptors[:1], 5), range(16)))
     assert sorted(read) == [0, 1, 2]
+
+
+def test_few_photos_of_many_shards_are_searched_together_and_known_by_their_shards(descriptors: np.ndarray, quantizer: bytes):
+    """Of two shards a tenth is copied, of one half is not, of one nothing may be found, and one is left out."""
+    parts = np.array_split(np.arange(PHOTOS), 5)
+    shards = [make_shard(quantizer, DIM, [(descriptors[part], np.arange(len(part)))]) for part in parts]
+    rng = np.random.default_rng(4)
+    only = {number: rng.random(120) < share for number, share in ((0, 0.1), (2, 0.5), (3, 0.0), (4, 0.1))}
+    searcher = ShardSearcher(quantizer, 1, shards)
+    everything = ShardSearcher(quantizer, PARAMETERS.nlist, shards).search(descriptors[:8], PHOTOS)
+    expected = [[hit for hit in hits if hit[1] in only and only[hit[1]][hit[2]]] for hits in everything]
+
+    assert searcher.search(descriptors[:8], PHOTOS, searcher.among(only)) == expected
+    assert [hits[:9] for hits in searcher.search(descriptors[:8], 9, only)] == [hits[:9] for hits in expected]

@@ -1,9 +1,12 @@
 """Encoding one partition: its tables stay row for row together, bad photos go aside, and the first attempt stands."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fol_model.inference import EncodedPhoto
 from infra import arrays
 from infra.arrays import LocalFeaturesReader
 from infra.commits import read_receipts, receipt_path
@@ -13,7 +16,7 @@ from infra.tables import get_object, read_descriptors, read_table
 from pipelines.build.encode import encode_partition
 from pipelines.build.membership import read_stored, segment_object
 from pipelines.engine.partition import Partition
-from schemas.errors import DamagedError
+from schemas.errors import DamagedError, ModelError
 from schemas.manifest import Receipt
 from tests.pipelines.build.stand_ins import BAD, NumberDecoder, NumberEncoder, NumberReader, partition
 
@@ -138,3 +141,21 @@ def test_a_segment_that_is_damaged_is_said_by_name(storage: Storage):
 
     with pytest.raises(DamagedError, match=rf"{damaged.segment_id}/\w+/images\.parquet: found nothing"):
         read_stored(PurgedMeanwhile(storage, damaged, whole=False), NumberEncoder.fingerprint)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 0.0])
+def test_a_network_that_gives_no_descriptor_is_refused_and_nothing_counts(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, number: float
+):
+    """FAISS would drop the photo without a word, or stop in the midst of training."""
+    encode_one = NumberEncoder._encode
+
+    def broken(self: NumberEncoder, photo: int) -> EncodedPhoto:
+        encoded = encode_one(self, photo)
+        return replace(encoded, descriptor=np.full_like(encoded.descriptor, number)) if photo == 3 else encoded
+
+    monkeypatch.setattr(NumberEncoder, "_encode", broken)
+
+    with pytest.raises(ModelError, match=r"^3\.jpg: .*as for 1 of the 4 photos of its segment.*nothing was published"):
+        encode(storage, partition(1, 3, BAD, 5, 2))
+    assert read_receipts(storage) == {}
