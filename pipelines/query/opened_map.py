@@ -344,7 +344,13 @@ class OpenedMap:
         return self._features.get(photos)
 
     def local_features_where_whole(self, photos: Sequence[StoredPhoto]) -> list[LocalFeatures | None]:
-        """The same photo by photo, without those that are missing or damaged, which are logged."""
+        """The same photo by photo, without those that are missing or damaged, which are logged.
+
+        Raises:
+            DamagedError: what describes all features of a segment is not what was written.
+        """
+        for segment_id in dict.fromkeys(photo.segment_id for photo in photos):
+            _ = self.segment(segment_id).local_features
         return [self._local_features_if_whole(photo) for photo in photos]
 
     def _local_features_if_whole(self, photo: StoredPhoto) -> LocalFeatures | None:

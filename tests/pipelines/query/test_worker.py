@@ -182,6 +182,17 @@ def test_a_candidate_with_damaged_features_keeps_its_global_place_and_the_answer
     assert "wrong crc32c" in caplog.text
 
 
+def test_features_of_a_whole_segment_are_not_done_without_in_silence(storage: Storage):
+    """What is damaged is what says how to read them: of all photos there, not of one."""
+    first = publish_photos(storage, 1, 2)
+    folder = layout.segment_folder(first.segments[0].segment_id, first.segments[0].attempt)
+    path = f"{folder}/{layout.LOCAL_FEATURES}/zarr.json"
+    storage.put(path, storage.get(path)[:-1])
+
+    with pytest.raises(DamagedError, match=path):
+        worker_on(storage, first).answer_encoded(photo(1))
+
+
 def test_damaged_features_of_an_old_version_are_left_for_the_newest(storage: Storage):
     first = publish_photos(storage, 1, 2)
     worker = worker_on(storage, first)
