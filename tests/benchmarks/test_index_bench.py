@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines import ivfpq
 from pipelines.ivfpq import IndexConfig
 from tests.benchmarks import index
 from tests.benchmarks.index import (
@@ -41,7 +42,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "WORK", tmp_path_factory.mktemp("work"))
         patch.setattr(index, "in_process", lambda work, *arguments: work(*arguments))
-        patch.setattr(index.ivfpq, "use_threads", lambda count: None)  # this process is pytest's
+        patch.setattr(ivfpq, "use_threads", lambda count: None)  # this process is pytest's
         patch.setattr(index, "PART_PHOTOS", 1_000)
         config = IndexConfig(pca_photos=256, train_photos=1_024, shard_photos=1_100)
         plan = Plan(photos=SIZES, queries=16, refined=(100, 200, 400), nprobes=(2,), probed_refined=400, config=config)
@@ -135,7 +136,7 @@ def test_autofaiss_is_left_out_with_a_reason(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(index, "autofaiss_python", refuse)
     monkeypatch.setattr(index, "WORK", tmp_path)
     monkeypatch.setattr(index, "in_process", lambda work, *arguments: work(*arguments))
-    monkeypatch.setattr(index.ivfpq, "use_threads", lambda count: None)
+    monkeypatch.setattr(ivfpq, "use_threads", lambda count: None)
     measured, _ = measure("small", SMALL, Plan(photos=(256,), against=(AUTOFAISS,), queries=2), said.append)
 
     assert measured == []
