@@ -521,11 +521,15 @@ def _open_folio(folder: Path, nprobe: int) -> ivfpq.ShardSearcher:
 
 
 def build_plain(stored: StoredPhotos, photos: int, folder: Path, config: ivfpq.IndexConfig) -> Built:
-    """Make one textbook `IndexIVFPQ`: 4 √n cells, residuals, squared distances; for a process of its own."""
+    """Make one textbook `IndexIVFPQ`: 4 √n cells, residuals, squared distances; for a process of its own.
+
+    FAISS learns 4-dimensional sub-vectors slowly, so even this takes minutes of training.
+    """
     ivfpq.use_threads(1)
     before = watch_peak()
     nlist = int(4 * math.sqrt(photos))
     index = faiss.IndexIVFPQ(faiss.IndexFlatL2(stored.dim), stored.dim, nlist, min(CODE_BYTES, stored.dim // 4), 8)
+    index.pq.cp.max_points_per_centroid = ivfpq.CODE_POINTS  # as Folio; 256, the default, takes four times as long
     sample = stored.sample(photos, config.train_photos)
     _, train_s = timed(lambda: index.train(sample))
     del sample
@@ -832,6 +836,9 @@ def full_table(rows: Sequence[Row], to: int = 1_000_000) -> str:
 
 
 COLOURS: Final = ("#8d8d8d", "#b4532a", "#2a6f97", "#3c8031")
+"""Of methods."""
+FORMS: Final = (("solid", "circle"), ("dashed", "square"), ("dotted", "triangle"))
+"""Of cities."""
 
 
 def draw(rows: Sequence[Row]) -> str:
@@ -842,23 +849,27 @@ def draw(rows: Sequence[Row]) -> str:
     )
     largest = max(row.photos for row in rows)
     for method, colour in zip(METHODS, COLOURS, strict=True):
-        for city, dash in zip(dict.fromkeys(row.city for row in rows), ("solid", "dashed", "dotted"), strict=False):
+        for city, (dash, marker) in zip(dict.fromkeys(row.city for row in rows), FORMS, strict=False):
             own = [row for row in rows if row.method == method and row.city == city]
             if not own:
                 continue
             label = f"{method}, {city}"
             for photos in sorted({row.photos for row in own}):
-                some = sorted((row for row in own if row.photos == photos), key=lambda row: row.cpu_ms)
+                some = [row for row in own if row.photos == photos]
                 x, y = [row.cpu_ms for row in some], [row.recall[2] for row in some]
-                cost.line(x, y, color=colour, line_dash=dash, alpha=0.5)
-                cost.scatter(x, y, color=colour, size=5 + 4 * math.log10(photos) - 12, alpha=0.8, legend_label=label)
-                if method == FOLIO:
-                    cost.text(x[-1:], y[-1:], text=[f"{photos:,}"], text_font_size="9px", x_offset=6, y_offset=4)
+                cost.scatter(x, y, color=colour, marker=marker, size=4 * math.log10(photos) - 9, alpha=0.7, legend_label=label)
+                if method != EXACT:
+                    for nprobe in {row.nprobe for row in some}:
+                        line = [row for row in some if row.nprobe == nprobe]
+                        at = [row.cpu_ms for row in line], [row.recall[2] for row in line]
+                        cost.line(*at, color=colour, line_dash=dash, alpha=0.6)
+                        if method == FOLIO and len(line) > 1:
+                            cost.text(at[0][:1], at[1][:1], text=[f"{photos:,}"], text_font_size="9px", x_offset=-20, y_offset=20)
             default = [row for row in own if row.refined in (0, DEFAULT_EFFORT.refined)]
             x = sorted({row.photos for row in default})
             best = {photos: max(row.recall[2] for row in default if row.photos == photos) for photos in x}
             size.line(x, [best[photos] for photos in x], color=colour, line_dash=dash, legend_label=label)
-            size.scatter(x, [best[photos] for photos in x], color=colour, size=7)
+            size.scatter(x, [best[photos] for photos in x], color=colour, marker=marker, size=8)
     cost.xaxis.axis_label, size.xaxis.axis_label = "CPU ms, one thread", f"photos, to {largest:,}"
     size.xaxis.formatter = NumeralTickFormatter(format="0a")
     for plot in (cost, size):
