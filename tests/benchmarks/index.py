@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import faiss
+import msgspec
 import numpy as np
 from bokeh.embed import file_html
 from bokeh.layouts import row as side_by_side
@@ -39,6 +40,8 @@ from bokeh.resources import INLINE
 from jaxtyping import Float32, Float64, Int8, Int64
 
 from pipelines import ivfpq
+from pipelines.build.drift import MEASURED_PHOTOS, held_out
+from pipelines.build.tune import Trial, tune
 from pipelines.query.worker import exact_cosines
 from schemas.descriptor_codes import to_codes
 from tests.benchmarks.made_up_descriptors import COMPRESSIBLE, REDUCED, SEGMENT_PHOTOS, Fit, MadeUpDescriptors
@@ -81,6 +84,9 @@ ALONE: Final = 16
 TIMED: Final = 48
 """Queries that an index is timed on; recall is that of all."""
 
+TUNED: Final = "tuned.json"
+"""Beside the quantizer: what `tune` chose."""
+
 FILTERED_SHARE: Final = 0.01
 
 REQUIREMENTS: Final = ("autofaiss==2.18.*", "faiss-cpu==1.12.0", "numpy<2", "pyarrow<20", "pandas<3")
@@ -90,10 +96,10 @@ AUTOFAISS_SIDE: Final = Path(__file__).with_name("autofaiss_side.py")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
-    """How hard a search tries. The one place that says so: a tuner would give others."""
+    """How hard a search tries."""
 
     nprobe: int | None = None
-    """Cells looked at in each shard; None: what `derive_parameters` says, or the textbook."""
+    """Cells looked at in each shard; None: what `tune` chose, or the textbook."""
 
     refined: int = 200
     """Photos whose codes are compared; 0: none. The query worker takes twice the 100 that it hands over."""
@@ -441,17 +447,26 @@ def build_folio(stored: StoredPhotos, photos: int, folder: Path, config: ivfpq.I
     before = watch_peak()
     parameters = ivfpq.derive_parameters(photos, stored.dim, config)
     assert parameters, "large enough to train"
-    sample = stored.sample(photos, config.train_photos)
-    quantizer, train_s = timed(lambda: ivfpq.train_quantizer(sample, parameters, config))
+    sample = stored.sample(photos, config.train_photos + MEASURED_PHOTOS)
+    learned = min(config.train_photos, len(sample) - held_out(len(sample), config))
+
+    def train() -> tuple[bytes, Trial]:
+        made = ivfpq.train_quantizer(sample[:learned], parameters, config)
+        asked = {"parameters": parameters, "photos": photos, "config": config}
+        return made, tune(made, sample[:learned], sample[learned:], **asked).chosen  # type: ignore[arg-type]
+
+    (quantizer, tuned), train_s = timed(train)
     del sample
     (folder / "quantizer").write_bytes(quantizer)
+    (folder / TUNED).write_bytes(msgspec.json.encode(tuned))
     size, start = len(quantizer), time.process_time()
     for number, first in enumerate(range(0, photos, config.shard_photos)):
         shard = ivfpq.make_shard(quantizer, stored.dim, _numbered(stored, first, min(photos, first + config.shard_photos)))
         (folder / f"shard-{number:05}").write_bytes(shard)
         size += len(shard)
     return Built(
-        parameters=f"{parameters.pca_dim} axes, {parameters.nlist} cells, {parameters.code_bytes} B",
+        parameters=f"{parameters.pca_dim} axes, {parameters.nlist} cells, {parameters.code_bytes} B; "
+        f"{tuned.recall:.3f} promised of the ten nearest, {tuned.refined} refined",
         nlist=parameters.nlist,
         train_cpu_s=train_s,
         add_cpu_s=time.process_time() - start,
@@ -484,22 +499,21 @@ def search_folio(
         What was found, and CPU milliseconds of a search of everything and of one of a hundredth, both without refining.
     """
     ivfpq.use_threads(1)
-    parameters = ivfpq.derive_parameters(photos, stored.dim, config)
-    assert parameters, "large enough to train"
+    tuned = msgspec.json.decode((folder / TUNED).read_bytes(), type=Trial)
     codes, found = stored.codes(photos), list[Found]()
     before, resident = resident_mb("VmRSS"), None
     for nprobe in dict.fromkeys(effort.nprobe for effort in efforts):
-        searcher = _open_folio(folder, nprobe or parameters.nprobe)
+        searcher = _open_folio(folder, nprobe or tuned.nprobe)
         if resident is None:  # later ones take the place of the first
             resident = resident_mb("VmRSS") - before
 
         def search(query: Float32[np.ndarray, "1 D"], count: int, of: ivfpq.ShardSearcher = searcher) -> list[int]:
             return [shard * config.shard_photos + number for _, shard, number in of.search(query, count)[0][:count]]
 
-        opened = Opened(search=search, nprobe=nprobe or parameters.nprobe, resident_mb=resident)
+        opened = Opened(search=search, nprobe=nprobe or tuned.nprobe, resident_mb=resident)
         found += ask(opened, queries, [effort.refined for effort in efforts if effort.nprobe == nprobe], codes)
         del opened, search, searcher
-    searcher = _open_folio(folder, parameters.nprobe)
+    searcher = _open_folio(folder, tuned.nprobe)
     marks = np.zeros(min(photos, config.shard_photos), bool)
     middle, wanted = len(marks) // 2, max(1, int(FILTERED_SHARE * photos))
     marks[middle : middle + wanted] = True
