@@ -111,13 +111,14 @@ def derive_parameters(photos: int, descriptor_dim: int, config: IndexConfig) -> 
     """Choose the size of the index for a map; None means flat.
 
     PCA keeps few dimensions where there are few photos to fit it to, so that small maps are not coded by noise. Cells grow with
-    the square root of the photos, so that scanning one cell and choosing among the cells cost about the same.
+    the square root of the photos of a shard, so that scanning one cell and choosing among the cells cost about the same: they are
+    chosen in each shard anew, so with more a photo would cost more, to code and to find, the larger the map.
     """
     if photos < config.flat_below:
         return None
     asked, most = SUBVECTOR_DIM * (config.code_bytes or CODE_BYTES), min(descriptor_dim, max(64, photos // 8))
     pca_dim = asked if asked <= most else 2 ** int(np.log2(most))
-    nlist = 2 ** round(np.log2(np.sqrt(photos)))
+    nlist = 2 ** round(np.log2(np.sqrt(min(photos, config.shard_photos))))
     return IvfPqParameters(
         pca_dim=pca_dim,
         nlist=nlist,

@@ -50,8 +50,8 @@ def quantizer(descriptors: np.ndarray) -> bytes:
         (256, 8448, (64, 16, 16, 16)),  # at least 64 dimensions; sqrt(256) cells, all of them probed
         (2_000, 8448, (128, 32, 32, 32)),  # 2000 / 8 = 250 dimensions, rounded down to a power of two; sqrt is 45, nearest 32
         (10_000, 8448, (512, 128, 128, 128)),  # 128 code bytes are the most; sqrt is 100, nearest 128
-        (1_000_000, 8448, (512, 1024, 128, 256)),  # a quarter of the cells is probed
-        (1_000_000, 96, (64, 1024, 16, 256)),  # no more dimensions than the descriptor has
+        (1_000_000, 8448, (512, 512, 128, 256)),  # cells for a shard of 262,144; half of them are probed unless measured
+        (1_000_000, 96, (64, 512, 16, 256)),  # no more dimensions than the descriptor has
     ],
 )
 def test_the_size_of_an_index_follows_from_the_number_of_photos(
