@@ -44,11 +44,20 @@ KINDS: Final = {
     "mark of retirement": r"retired/.*",
     "lease": r"runs/.*/lease.*",
     "plan": r"runs/.*/plan\.json",
+    "receipt of an index": r"runs/.*/index-.*\.json",
     "rejects of a run": r"runs/.*/rejects\.parquet",
 }
 """Every kind of object in a map, by path."""
 
-STAND_ALONE: Final = ("mark of publication", "tag", "mark of retirement", "lease", "plan", "rejects of a run")
+STAND_ALONE: Final = (
+    "mark of publication",
+    "tag",
+    "mark of retirement",
+    "lease",
+    "plan",
+    "receipt of an index",
+    "rejects of a run",
+)
 """Kinds that nothing names: they say something by being there, and nothing is missed when they are not."""
 
 EVERYTHING: Final = RerankConfig(pool=PoolConfig(max_size=PHOTOS, fixed_size=24))
