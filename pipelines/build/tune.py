@@ -105,8 +105,7 @@ def tune(
         photos: N.
         config: what is asked for.
     """
-    refined = [size for size in REFINED if size < photos] if config.recall else []
-    refined = [*refined, min(photos, REFINED[-1] if config.recall else USUAL_REFINED)]
+    refined = sorted({min(photos, size) for size in (REFINED if config.recall else [USUAL_REFINED])})
     if not len(queries):
         chosen = Trial(nprobe=parameters.nlist, refined=refined[-1], recall=1.0 if refined[-1] == photos else 0.0)
         return Tuning(chosen=chosen, tried=[chosen], queries=0, searched=0)

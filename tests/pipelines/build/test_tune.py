@@ -25,7 +25,7 @@ from tests.pipelines.build.stored_segments import DIM as STORED_DIM
 from tests.pipelines.build.stored_segments import all_of, manifest_of, stored_of, write_segment
 
 DIM = 64
-CONFIG = IndexConfig(seed=3)
+CONFIG = IndexConfig(seed=3, pca_photos=256)
 
 
 @pytest.fixture(autouse=True, scope="module")
