@@ -105,9 +105,10 @@ def tune(
         photos: N.
         config: what is asked for.
     """
-    refined = sorted({min(photos, size) for size in (REFINED if config.recall else [USUAL_REFINED])})
+    refined = sorted({min(photos, size) for size in REFINED})
     if not len(queries):
-        chosen = Trial(nprobe=parameters.nlist, refined=refined[-1], recall=1.0 if refined[-1] == photos else 0.0)
+        most = refined[-1 if config.recall else 0]
+        chosen = Trial(nprobe=parameters.nlist, refined=most, recall=1.0 if most == photos else 0.0)
         return Tuning(chosen=chosen, tried=[chosen], queries=0, searched=0)
     # Without the photos that the axes were fitted to, where others are left: they are easier to find than the rest of the map.
     searched = learned[min(config.pca_photos, max(0, len(learned) - SEARCHED)) :][:SEARCHED]
@@ -119,13 +120,15 @@ def tune(
     for nprobe in _cells(parameters.nlist):
         ranks = _ranks(ShardSearcher(quantizer, nprobe, [shard]), queries, wanted, most=int(np.ceil(refined[-1] / scale)))
         tried += [Trial(nprobe=nprobe, refined=size, recall=round(float((ranks * scale < size).mean()), 4)) for size in refined]
-    goal = config.recall or max(trial.recall for trial in tried) - LOST_CELLS
-    enough = [trial for trial in tried if trial.recall >= goal]
-    chosen = (
-        min(enough, key=lambda trial: trial.seconds(photos, parameters))
-        if enough
-        else max(tried, key=lambda trial: (trial.recall, -trial.seconds(photos, parameters)))
-    )
+    enough = [trial for trial in tried if config.recall and trial.recall >= config.recall]
+    if enough:
+        chosen = min(enough, key=lambda trial: trial.seconds(photos, parameters))
+    elif config.recall:
+        chosen = max(tried, key=lambda trial: (trial.recall, -trial.seconds(photos, parameters)))
+    else:  # cells are judged by all that is found in them, however deep: what is refined is given
+        in_cells = {trial.nprobe: trial.recall for trial in tried if trial.refined == refined[-1]}
+        nprobe = min(cells for cells, recall in in_cells.items() if recall >= max(in_cells.values()) - LOST_CELLS)
+        (chosen,) = (trial for trial in tried if (trial.nprobe, trial.refined) == (nprobe, refined[0]))
     return Tuning(chosen=chosen, tried=tried, queries=len(queries), searched=len(searched))
 
 
