@@ -148,9 +148,11 @@ def state(index: IndexEntry) -> str:
 
 
 def _asked_for_something_else(index: IndexEntry, photos: int, descriptor_dim: int, config: IndexConfig) -> str | None:
-    wanted, has = derive_parameters(photos, descriptor_dim, config), index.parameters["code_bytes"]
-    if config.code_bytes and wanted and wanted.code_bytes != has:
-        return f"codes of {wanted.code_bytes} bytes were asked for, it makes {has}"
+    has = index.parameters["code_bytes"]
+    then, now = (derive_parameters(size, descriptor_dim, config) for size in (index.trained_for, photos))
+    # Small maps get shorter codes than asked for. A map whose size wavers about such a limit must not be coded anew each night.
+    if config.code_bytes and then and now and (then.code_bytes != has or now.code_bytes == config.code_bytes != has):
+        return f"codes of {config.code_bytes} bytes were asked for, it makes {has}"
     if config.recall and index.parameters.get("recall", 0.0) < config.recall:
         found = f"it finds {index.parameters['recall']:g}" if "recall" in index.parameters else "it was never measured"
         return f"a recall of {config.recall:g} was asked for, {found}"

@@ -33,7 +33,7 @@ USUAL_REFINED: Final = 200
 """Photos that are compared exactly where no recall is asked for: a request of 8.5 kB each."""
 
 REFINED: Final = (USUAL_REFINED, 400, 800, 1600, 3200)
-"""Numbers of photos compared exactly that are tried where a recall is asked for."""
+"""Numbers of photos compared exactly that are tried; the larger ones are chosen only where a recall is asked for."""
 
 LOST_CELLS: Final = 0.005
 """Recall that may be lost by not looking at every cell, where no recall is asked for."""

@@ -173,3 +173,14 @@ def test_a_plan_says_what_becomes_of_the_quantizer(head: Manifest, before: str |
     entries = {"flat": manifest_of({}, {}).index, "ivfpq": head.index}
 
     assert outlook(entries[before] if before else None, photos, DIM, CONFIG, extend=False) == says
+
+
+def test_a_map_that_wavers_about_a_size_is_not_coded_anew_each_night(head: Manifest):
+    """Codes of 64 bytes need 2,048 photos; of fewer, as many bytes as there are photos for."""
+    asked = IndexConfig(seed=1, code_bytes=64)
+    short = msgspec.structs.replace(head.index, trained_for=2_040, parameters={**head.index.parameters, "code_bytes": 32})
+    long = msgspec.structs.replace(head.index, trained_for=2_060, parameters={**head.index.parameters, "code_bytes": 64})
+
+    assert reason_to_train(short, 2_040, 8_448, asked, extend=False) is None
+    assert reason_to_train(short, 2_060, 8_448, asked, extend=False) == "codes of 64 bytes were asked for, it makes 32"
+    assert reason_to_train(long, 2_040, 8_448, asked, extend=False) is None

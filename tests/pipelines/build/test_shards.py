@@ -1,6 +1,6 @@
 """Shards are the same bytes whoever makes them, and a run that was killed goes on with those it had made.
 
-A store in a folder, six segments of a hundred photos, a shard of each; Ray's part in `tests/end_to_end/test_ray.py`.
+A store in a folder, six segments of a hundred photos, a shard of each; threads, and a real Ray cluster.
 """
 
 from pathlib import Path
