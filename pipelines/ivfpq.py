@@ -13,7 +13,7 @@ made nearly, not quite, equally long (`LENGTH_POWER`). Those of format 1, still 
 Letters: n photos, D descriptor dimensions, q queries, k neighbours.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any, Final
@@ -22,6 +22,7 @@ import faiss
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from pipelines.short_codes import PackedShard, ShortCodes, give_back_memory
 from schemas.errors import DamagedError
 
 SUBVECTOR_DIM: Final = 4
@@ -45,6 +46,19 @@ COPIED_SHARE: Final = 1 / 8
 """Of a shard's photos, up to which those that may be found are copied out of it. Of a million photos 1 % are searched in 5 ms, in
 one shard or spread over four; every cell of all of them in 122 ms, the cells that are probed without a prior in 37 ms. Making
 ready takes 66 ms a shard, once for each prior. Where every id is looked at, 1 % of a shard takes four times as long."""
+
+LEAST_POOL: Final = 8_192
+"""Photos that the short codes choose, at least. Maps of fewer than eight times as many are searched in one pass."""
+
+POOL_SHARE: Final = 128
+"""Of a larger map's photos the short codes choose one in so many: to rank them takes half as long as to scan all."""
+
+POOL_TIMES: Final = 8
+"""They choose so many times the photos that are wanted, at least."""
+
+SCANNED_AT_ONCE: Final = 16
+"""Queries scanned together, in two thirds of the time. From 20 on FAISS compares them with the cells in another way, which rounds
+otherwise."""
 
 SHARD_BIT: Final = 32
 """Where the number of its shard begins in the id of a copied photo."""
@@ -133,7 +147,7 @@ def train_quantizer(sample: Float32[np.ndarray, "n D"], parameters: IvfPqParamet
     Returns:
         A FAISS file: `IndexPreTransform(PCA, empty IndexIVFPQ)`. The same sample in the same order gives the same bytes.
     """
-    projection = _fit_pca(sample[: config.pca_photos], parameters.pca_dim)
+    projection = _fit_pca(sample[: config.pca_photos], parameters.pca_dim, parameters.code_bytes)
     coarse = faiss.IndexFlatIP(parameters.pca_dim)
     index = faiss.IndexIVFPQ(coarse, parameters.pca_dim, parameters.nlist, parameters.code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.niter = config.seed, 10
@@ -192,8 +206,11 @@ def make_shard(
 class ShardSearcher:
     """The shards of one map version, each opened when it is first searched. Safe to search from several threads.
 
-    They are read, not memory-mapped: of a million photos as much is resident after fifty queries (147 to 156 MB, read 143 MB), a
-    query takes 13 to 29 % more CPU, and a file that somebody cuts while it is mapped ends the process.
+    A large map is searched in two passes: short codes, scanned in registers, say which photos are ranked by the stored codes. See
+    `short_codes.py` and `pool_size`.
+
+    Shards are read, not memory-mapped: as much would be resident after fifty queries, a query would take 13 to 29 % more CPU, and
+    a file that somebody cuts while it is mapped ends the process.
 
     Args:
         quantizer: the quantizer's file; None for a flat map.
@@ -202,7 +219,8 @@ class ShardSearcher:
         live: for each shard which ids may be found, or None: all. Ids beyond the end may not. Photos that were taken down stay
             in the shard until a rebuild, and are passed over while it is searched, so that k others are still found.
         names: of the quantizer and then of each shard, for messages.
-        rows: photos that each shard must hold; None: not known.
+        rows: photos that each shard must hold; None: not known, and searched in one pass.
+        stands_for: photos of a larger map whose search is tried on these; None: it is these.
 
     Raises:
         DamagedError: the quantizer is not one that this Folio wrote. Whatever opens a shard raises it for that.
@@ -216,6 +234,7 @@ class ShardSearcher:
         live: Sequence[Bool[np.ndarray, " ids"] | None] | None = None,
         names: Sequence[str] | None = None,
         rows: Sequence[int] | None = None,
+        stands_for: int | None = None,
     ) -> None:
         self._rows = list(rows) if rows is not None else [None] * len(shards)
         self._names = names or ["quantizer", *(f"shard {number}" for number in range(len(shards)))]
@@ -224,7 +243,14 @@ class ShardSearcher:
         self._opened: list[Any] = [None] * len(shards)
         self._opening = [Lock() for _ in shards]
         self._live = list(live) if live is not None else [None] * len(shards)
-        self._parameters = [_search_parameters(nprobe if quantizer is not None else None, only) for only in self._live]
+        self._nprobe = nprobe
+        photos = sum(_count(only, there) for only, there in zip(self._live, self._rows, strict=True))
+        self._scale = (stands_for or photos) / max(1, photos)
+        self._short = None
+        if self._quantizer and self._quantizer.by_inner_product and pool_size(round(photos * self._scale), 1) is not None:
+            self._short = ShortCodes(self._quantizer.empty_index)
+            self._cells = _cells(self._quantizer.empty_index)
+        self._everything: Among | None = None
 
     def open(self, numbers: Iterable[int] | None = None) -> None:
         """Open shards now, one after the other; None: all.
@@ -238,30 +264,40 @@ class ShardSearcher:
     def among(self, only: Mapping[int, Bool[np.ndarray, " ids"]]) -> "Among":
         """Make ready to search some photos, again and again.
 
-        Where they are few of a shard, their codes are copied out of it: a search then costs what these cost, not a look at every
-        id of the shard.
+        Where they are few, their codes are copied out of the shards: a search then costs what these cost, not a look at every
+        id of the shards.
 
         Args:
             only: by shard, which ids may be found; other shards are left alone, and are not opened.
         """
+        opened = {number: self._shard(number) for number in only}
+        if self._short is not None:
+            rows = {number: opened[number].allowed(ids) for number, ids in only.items()}
+            photos = sum(int(np.count_nonzero(allowed)) for allowed in rows.values())
+            if pool_size(round(photos * self._scale), 1) is not None:
+                nprobe = self._short.trained.nlist
+                return Among(
+                    [Part(opened[number], nprobe, _selector(allowed), number) for number, allowed in rows.items()], photos
+                )
         parts: list[Part] = []
         copied: Any = None
-        for number, ids in only.items():
-            shard, live = self._shard(number), self._live[number]
+        for number, shard in opened.items():
+            ids, live = only[number], self._live[number]
             if live is not None:
                 both = min(len(live), len(ids))
                 ids = live[:both] & ids[:both]
             if self._quantizer is None:
-                parts.append((shard, _search_parameters(None, ids), number))
-            elif shard.metric_type != faiss.METRIC_INNER_PRODUCT or np.count_nonzero(ids) > COPIED_SHARE * shard.ntotal:
-                # By distance (format 1) a copy, without FAISS's precomputed sums, would round otherwise.
-                parts.append((shard, _search_parameters(shard.nlist, ids), number))
+                parts.append(Part(shard, None, _selector(ids), number))
+            elif self._short is None and not (
+                self._quantizer.by_inner_product and np.count_nonzero(ids) <= COPIED_SHARE * shard.ntotal
+            ):  # By distance (format 1) a copy, without FAISS's precomputed sums, would round otherwise.
+                parts.append(Part(shard, shard.nlist, _selector(ids), number))
             else:
-                copied = _without_photos(shard) if copied is None else copied
+                copied = _without_photos(self._quantizer.empty_index) if copied is None else copied
                 _copy(shard, ids, number, copied)
         if copied is not None:
-            parts.append((copied, _search_parameters(copied.nlist, None), None))
-        return Among(parts)
+            parts.append(Part(copied, copied.nlist, None, None))
+        return Among(parts, None)
 
     def search(
         self,
@@ -278,21 +314,35 @@ class ShardSearcher:
                 found is what a search of everything would find among them.
 
         Returns:
-            For each query (distance, shard number, id), nearest first: the k nearest, and maybe more, at most k from each shard.
-            Distances only say who is nearer: minus the inner product with the compressed codes; squared distances in flat maps,
-            exact, and in format 1.
+            For each query (distance, shard number, id), nearest first: the k nearest, and maybe more: those as near as the last,
+            or up to k from each shard. Distances only say who is nearer: minus the inner product with the compressed codes;
+            squared distances in flat maps, exact, and in format 1.
 
         Raises:
             DamagedError: a shard that is opened for this is not one for this quantizer.
         """
         projected = self._quantizer.project(queries) if self._quantizer else queries
-        parts: Sequence[Part]
         if only is None:
-            parts = [(self._shard(number), parameters, number) for number, parameters in enumerate(self._parameters)]
-        else:
-            parts = (only if isinstance(only, Among) else self.among(only)).parts
-        found: list[list[tuple[float, int, int]]] = [[] for _ in range(len(queries))]
-        for shard, parameters, number in parts:
+            only = self._everything = self._everything or self._all()
+        elif not isinstance(only, Among):
+            only = self.among(only)
+        search = self._search_once if only.photos is None else self._search_twice
+        return [sorted(hits) for hits in search(projected, k, only)]
+
+    def _all(self) -> "Among":
+        shards = [self._shard(number) for number in range(len(self._files))]
+        nprobe = self._nprobe if self._quantizer else None
+        if self._short is not None:
+            return Among([Part(shard, nprobe, None, number) for number, shard in enumerate(shards)], sum(map(len, shards)))
+        selectors = [None if live is None else _selector(live) for live in self._live]
+        numbered = enumerate(zip(shards, selectors, strict=True))
+        return Among([Part(shard, nprobe, selector, number) for number, (shard, selector) in numbered], None)
+
+    def _search_once(self, projected: Float32[np.ndarray, "q d"], k: int, only: "Among") -> list[list[tuple[float, int, int]]]:
+        found: list[list[tuple[float, int, int]]] = [[] for _ in range(len(projected))]
+        for part in only.parts:
+            shard, number = part.shard, part.number
+            parameters = _search_parameters(part.nprobe, part.selector)
             distances, ids = shard.search(projected, max(1, min(k, shard.ntotal)), params=parameters)
             if shard.metric_type == faiss.METRIC_INNER_PRODUCT:
                 distances = -distances
@@ -300,8 +350,26 @@ class ShardSearcher:
             rows = zip(distances.tolist(), numbers.tolist(), ids.tolist(), strict=True)
             for hits, row in zip(found, rows, strict=True):
                 hits.extend((d, n, i & (1 << SHARD_BIT) - 1) for d, n, i in zip(*row, strict=True) if i >= 0)
-        for hits in found:
-            hits.sort()
+        return found
+
+    def _search_twice(self, projected: Float32[np.ndarray, "q d"], k: int, only: "Among") -> list[list[tuple[float, int, int]]]:
+        assert only.photos is not None
+        pool = pool_size(round(only.photos * self._scale), round(k * self._scale)) or only.photos
+        pool = min(only.photos, int(np.ceil(pool / self._scale)))
+        found: list[list[tuple[float, int, int]]] = []
+        for start in range(0, len(projected), SCANNED_AT_ONCE):
+            several = projected[start : start + SCANNED_AT_ONCE]
+            for query, chosen in zip(several, _first(several, pool, only.parts), strict=True):
+                of_cells = self._cells @ query
+                products = np.concatenate(
+                    [part.shard.products(query, rows, of_cells) for part, rows in zip(only.parts, chosen, strict=True)]
+                )
+                numbers = np.repeat([part.number for part in only.parts], [len(rows) for rows in chosen])
+                ids = np.concatenate([part.shard.ids[rows] for part, rows in zip(only.parts, chosen, strict=True)])
+                if len(products) > k:
+                    nearest = np.flatnonzero(products >= np.partition(products, len(products) - k)[len(products) - k])
+                    products, numbers, ids = products[nearest], numbers[nearest], ids[nearest]
+                found.append(list(zip((-products).tolist(), numbers.tolist(), ids.tolist(), strict=True)))
         return found
 
     def _shard(self, number: int) -> Any:
@@ -312,19 +380,39 @@ class ShardSearcher:
                     shard = _opened_shard(file if isinstance(file, bytes) else file(), self._quantizer, name)
                     if rows is not None and shard.ntotal != rows:
                         raise _foreign(name, f"{shard.ntotal:,} photos", f"{rows:,}")
+                    if self._short is not None:
+                        shard = PackedShard(shard, self._live[number], self._short)
+                        give_back_memory()
                     self._opened[number], self._files[number] = shard, b""
         return self._opened[number]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A shard, or photos copied out of some, and how to search it."""
+
+    shard: Any
+    nprobe: int | None
+    """Cells to look at; None: it has none."""
+    selector: Any
+    """FAISS's, of what may be found; None: all."""
+    number: int | None
+    """Of the shard; None: the ids say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Among:
     """Photos of some shards, made ready by `ShardSearcher.among`."""
 
-    parts: "Sequence[Part]"
+    parts: Sequence[Part]
+    photos: int | None
+    """How many, where they are searched in two passes."""
 
 
-Part = tuple[Any, Any, int | None]
-"""An index, how to search it, and which shard it is; None: its ids say."""
+def pool_size(photos: int, k: int) -> int | None:
+    """Say how many photos the short codes choose for a search of `photos` for k; None: too few photos for two passes."""
+    pool = max(LEAST_POOL, photos // POOL_SHARE, POOL_TIMES * k)
+    return pool if photos >= 8 * LEAST_POOL else None
 
 
 def use_threads(count: int) -> None:
@@ -343,10 +431,14 @@ class _Quantizer:
     def project(self, descriptors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n d"]:
         return self._projection.apply(np.ascontiguousarray(descriptors))  # type: ignore[no-any-return]
 
+    @property
+    def by_inner_product(self) -> bool:
+        return bool(self.empty_index.metric_type == faiss.METRIC_INNER_PRODUCT)  # format 2
+
     def to_be_coded(self, descriptors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n d"]:
         """Project photos as they are coded."""
         projected = self.project(descriptors)
-        return _evened(projected) if self.empty_index.metric_type == faiss.METRIC_INNER_PRODUCT else projected
+        return _evened(projected) if self.by_inner_product else projected
 
     def restore(self, projected: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n D"]:
         """Go back to the space of descriptors; what the PCA dropped is lost."""
@@ -356,12 +448,12 @@ class _Quantizer:
         return (projected - offset) @ rows  # type: ignore[no-any-return]
 
 
-def _fit_pca(sample: Float32[np.ndarray, "n D"], dim: int) -> Any:
+def _fit_pca(sample: Float32[np.ndarray, "n D"], dim: int, parts: int) -> Any:
     """Fit a PCA through the Gram matrix of the sample, which is far smaller than D x D.
 
     NumPy's divide-and-conquer `eigh` takes a tenth of the time of FAISS's own `PCAMatrix` here, which also stores every
     eigenvector it finds. The axes are those of the sample about its mean, the last is given to what they miss of the mean, which
-    all photos share; nothing is taken away, so that inner products stay what they are.
+    all photos share; nothing is taken away, so that inner products stay what they are. They come in the order of `_balanced`.
     """
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = sample - mean
@@ -371,10 +463,29 @@ def _fit_pca(sample: Float32[np.ndarray, "n D"], dim: int) -> Any:
     missed = mean - rows[:-1].T @ (rows[:-1] @ mean)
     if (length := float(np.linalg.norm(missed))) > 1e-6:
         rows[-1] = missed / length
+    rows = rows[_balanced((centred @ rows.T).var(axis=0), parts)]
     projection = faiss.LinearTransform(sample.shape[1], dim, False)
     faiss.copy_array_to_vector(np.ascontiguousarray(rows).ravel(), projection.A)
     projection.is_trained = True
     return projection
+
+
+def _balanced(variances: Float32[np.ndarray, " d"], parts: int) -> Int64[np.ndarray, " d"]:
+    """Order axes so that each part of the code has as much to tell as another: the product of their variances is about the same.
+
+    In the order of their variances the first parts would be coded far too coarsely, the last too finely. Source: eigenvalue
+    allocation of Ge, He, Ke and Sun, "Optimized Product Quantization", 2013, section 4.
+    """
+    size = len(variances) // parts
+    logs = np.log(np.maximum(variances, 1e-12 * variances.max()) if variances.any() else np.ones(len(variances)))
+    logs -= logs.min()  # so that a part with an axis more never has less
+    chosen: list[list[int]] = [[] for _ in range(parts)]
+    told = np.zeros(parts)
+    for axis in np.argsort(-variances, kind="stable").tolist():
+        part = int(np.argmin(told))
+        chosen[part].append(axis)
+        told[part] = told[part] + logs[axis] if len(chosen[part]) < size else np.inf
+    return np.array(chosen).ravel()
 
 
 def _learn_codes(residuals: Float32[np.ndarray, "n d"], code_bytes: int, seed: int) -> Float32[np.ndarray, "bytes 256 e"]:
@@ -397,14 +508,47 @@ def _evened(projected: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]
     return projected * lengths ** np.float32(LENGTH_POWER - 1)  # type: ignore[no-any-return]
 
 
-def _search_parameters(nprobe: int | None, live: Bool[np.ndarray, " ids"] | None) -> Any:
+def _first(queries: Float32[np.ndarray, "q d"], pool: int, parts: Sequence[Part]) -> Iterator[list[Int64[np.ndarray, " n"]]]:
+    """Choose by short codes: for each query, of each part, the rows, ascending, that are among the `pool` nearest of all parts.
+
+    And all that are as near as the last of these, so that it does not matter how photos are spread over parts: a short code's
+    products have some hundred values.
+    """
+    asked = pool + pool // 8
+    scanned = [part.shard.scan(queries, asked, part.nprobe, part.selector) for part in parts]
+    for number in range(len(queries)):
+        found = [(products[number], rows[number]) for products, rows in scanned]
+        products = np.concatenate([products[rows >= 0] for products, rows in found])
+        last = np.partition(products, len(products) - pool)[len(products) - pool] if len(products) > pool else -np.inf
+        chosen = []
+        for part, (products, rows) in zip(parts, found, strict=True):
+            count = asked
+            while len(rows) == count and rows[-1] >= 0 and products[-1] >= last:  # there may be more that are as near as the last
+                count *= 4
+                (products,), (rows,) = part.shard.scan(queries[number : number + 1], count, part.nprobe, part.selector)
+            chosen.append(np.sort(rows[(rows >= 0) & (products >= last)]))
+        yield chosen
+
+
+def _count(live: Bool[np.ndarray, " ids"] | None, rows: int | None) -> int:
+    """Say how many photos of a shard may be found; none where that is not known."""
+    if rows is None:
+        return 0
+    return rows if live is None else int(np.count_nonzero(live))
+
+
+def _selector(marks: Bool[np.ndarray, " ids"]) -> Any:
+    bits = np.packbits(marks, bitorder="little")
+    return faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]  # the wrapper takes and keeps an array
+
+
+def _search_parameters(nprobe: int | None, selector: Any) -> Any:
     """Say how to search a shard: an IVF-PQ one in `nprobe` cells, or, None, a flat one."""
     parameters: Any = faiss.SearchParameters() if nprobe is None else faiss.SearchParametersIVF()
     if nprobe is not None:
         parameters.nprobe = nprobe
-    if live is not None:
-        bits = np.packbits(live, bitorder="little")
-        parameters.sel = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]  # the wrapper takes and keeps an array
+    if selector is not None:
+        parameters.sel = selector
     return parameters
 
 
@@ -473,16 +617,21 @@ def _deserialise_checked(data: bytes, name: str) -> Any:
         raise _foreign(name, f"{len(data):,} bytes that FAISS cannot read ({str(error).splitlines()[0]})", "an index") from error
 
 
-def _without_photos(shard: Any) -> Any:
-    """Make an empty index with the cells and codes of an IVF-PQ shard. It stands on the shard, and keeps it."""
-    empty: Any = faiss.IndexIVFPQ(shard.quantizer, shard.d, shard.nlist, shard.pq.M, shard.pq.nbits, shard.metric_type)
-    empty.pq, empty.by_residual, empty.is_trained = shard.pq, shard.by_residual, True
-    empty.referenced_objects.append(shard)  # as the wrapper does with the cells, which are the shard's
+def _without_photos(trained: Any) -> Any:
+    """Make an empty index with the cells and codes of a quantizer. It stands on the quantizer, and keeps it."""
+    empty: Any = faiss.IndexIVFPQ(
+        trained.quantizer, trained.d, trained.nlist, trained.pq.M, trained.pq.nbits, trained.metric_type
+    )
+    empty.pq, empty.by_residual, empty.is_trained = trained.pq, trained.by_residual, True
+    empty.referenced_objects.append(trained)  # as the wrapper does with the cells, which are the quantizer's
     return empty
 
 
 def _copy(shard: Any, ids: Bool[np.ndarray, " ids"], number: int, to: Any) -> None:
     """Copy photos of a shard into an index with the same cells and codes, the shard's number in front of their ids."""
+    if isinstance(shard, PackedShard):
+        shard.copy(ids, np.int64(number << SHARD_BIT), to)
+        return
     lists, allowed = shard.invlists, np.append(ids, False)
     for cell in range(shard.nlist):
         if not (size := lists.list_size(cell)):

@@ -10,13 +10,14 @@ The ten nearest are asked for, not the nearest, which is often the next frame of
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from pipelines import ivfpq
-from pipelines.ivfpq import LEAST_PROBED, IndexConfig, IvfPqParameters, ShardSearcher
+from pipelines.ivfpq import LEAST_PROBED, IndexConfig, IvfPqParameters, ShardSearcher, pool_size
 from schemas.errors import PlanError
 from schemas.manifest import Manifest
 
@@ -29,19 +30,32 @@ SEARCHED: Final = 32_768
 NEIGHBOURS: Final = 10
 """Exact neighbours in the map that are to be found."""
 
-USUAL_REFINED: Final = 200
-"""Photos that are compared exactly where no recall is asked for: a request of 8.5 kB each."""
+HANDED: Final = 100
+"""Candidates that re-ranking is given where every one is looked at: the exact neighbours that it would ideally be."""
 
-REFINED: Final = (USUAL_REFINED, 400, 800, 1600, 3200)
-"""Numbers of photos compared exactly that are tried; the larger ones are chosen only where a recall is asked for."""
+REFINED: Final = (200, 400, 800, 1600, 3200)
+"""Numbers of photos compared exactly that are tried, at a request of 8.5 kB each; those beyond `USUAL_REFINED` are chosen only
+where a recall is asked for."""
+
+USUAL_REFINED: Final = 400
+
+ENOUGH_HANDED: Final = 0.97
+"""Share of `HANDED` from which on no more photos are compared exactly, where no recall is asked for."""
 
 LOST_CELLS: Final = 0.005
 """Recall that may be lost by not looking at every cell, where no recall is asked for."""
 
 SECONDS_PER_CODE_BYTE: Final = 1e-9
-"""And per photo compared exactly, below, of one core: not measured anew for each map, so that equal maps get equal numbers."""
+"""That is scanned, of one core. These are not measured anew for each map, so that equal maps get equal numbers."""
 
-SECONDS_PER_REFINED: Final = 5e-5
+SECONDS_PER_SHORTENED: Final = 1e-10
+"""Per code byte whose short half is scanned."""
+
+SECONDS_PER_RANKED: Final = 7e-7
+"""Per photo that the short codes choose."""
+
+SECONDS_PER_REFINED: Final = 3e-5
+"""Per photo compared exactly."""
 
 MOST_CODE_BYTES: Final = 512
 """The most that is tried in order to say what would reach a recall."""
@@ -55,11 +69,15 @@ class Trial:
     refined: int
     recall: float
     """Share of the exact `NEIGHBOURS` that are among the refined."""
+    handed: float
+    """The same of the exact `HANDED`."""
 
     def seconds(self, photos: int, parameters: IvfPqParameters) -> float:
         """Estimate the processor time of the first stage of a query."""
         scanned = photos * self.nprobe / parameters.nlist * parameters.code_bytes
-        return scanned * SECONDS_PER_CODE_BYTE + self.refined * SECONDS_PER_REFINED
+        pool = pool_size(photos, self.refined)
+        scan = scanned * SECONDS_PER_CODE_BYTE if pool is None else scanned * SECONDS_PER_SHORTENED + pool * SECONDS_PER_RANKED
+        return scan + self.refined * SECONDS_PER_REFINED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,18 +126,25 @@ def tune(
     refined = sorted({min(photos, size) for size in REFINED})
     if not len(queries):
         most = refined[-1 if config.recall else 0]
-        chosen = Trial(nprobe=parameters.nlist, refined=most, recall=1.0 if most == photos else 0.0)
+        found = 1.0 if most == photos else 0.0
+        chosen = Trial(nprobe=parameters.nlist, refined=most, recall=found, handed=found)
         return Tuning(chosen=chosen, tried=[chosen], queries=0, searched=0)
     # Without the photos that the axes were fitted to, where others are left: they are easier to find than the rest of the map.
     searched = learned[min(config.pca_photos, max(0, len(learned) - SEARCHED)) :][:SEARCHED]
     queries = queries[:QUERIES]
     scale = photos / len(searched)
-    wanted = _nearest(queries, searched, max(1, round(NEIGHBOURS / scale)))
+    wanted = [_nearest(queries, searched, max(1, round(count / scale))) for count in (NEIGHBOURS, HANDED)]
     shard = ivfpq.make_shard(quantizer, searched.shape[1], [(searched, np.arange(len(searched)))])
     tried = []
     for nprobe in _cells(parameters.nlist):
-        ranks = _ranks(ShardSearcher(quantizer, nprobe, [shard]), queries, wanted, most=int(np.ceil(refined[-1] / scale)))
-        tried += [Trial(nprobe=nprobe, refined=size, recall=round(float((ranks * scale < size).mean()), 4)) for size in refined]
+        searcher = ShardSearcher(quantizer, nprobe, [shard], rows=[len(searched)], stands_for=photos)
+        for _, sizes in groupby(refined, key=lambda size: pool_size(photos, size)):
+            together = list(sizes)
+            hits = searcher.search(queries, int(np.ceil(together[-1] / scale)))
+            ranks = [_ranks(hits, exact) * scale for exact in wanted]
+            for size in together:
+                recall, handed = (round(float((rank < size).mean()), 4) for rank in ranks)
+                tried.append(Trial(nprobe=nprobe, refined=size, recall=recall, handed=handed))
     enough = [trial for trial in tried if config.recall and trial.recall >= config.recall]
     if enough:
         chosen = min(enough, key=lambda trial: trial.seconds(photos, parameters))
@@ -128,7 +153,8 @@ def tune(
     else:  # cells are judged by all that is found in them, however deep: what is refined is given
         in_cells = {trial.nprobe: trial.recall for trial in tried if trial.refined == refined[-1]}
         nprobe = min(cells for cells, recall in in_cells.items() if recall >= max(in_cells.values()) - LOST_CELLS)
-        (chosen,) = (trial for trial in tried if (trial.nprobe, trial.refined) == (nprobe, refined[0]))
+        usual = [trial for trial in tried if trial.nprobe == nprobe and trial.refined <= USUAL_REFINED] or tried[:1]
+        chosen = next((trial for trial in usual if trial.handed >= ENOUGH_HANDED), usual[-1])
     return Tuning(chosen=chosen, tried=tried, queries=len(queries), searched=len(searched))
 
 
@@ -208,11 +234,11 @@ def _nearest(
 
 
 def _ranks(
-    searcher: ShardSearcher, queries: Float32[np.ndarray, "q D"], wanted: Int64[np.ndarray, "q count"], most: int
+    found: Sequence[Sequence[tuple[float, int, int]]], wanted: Int64[np.ndarray, "q count"]
 ) -> Float32[np.ndarray, "q count"]:
-    """Give the rank, from 0, of each wanted photo in the compressed search; infinity beyond `most`."""
+    """Give the rank, from 0, of each wanted photo in what a search found; infinity where it is not there."""
     ranks = np.full(wanted.shape, np.inf, np.float32)
-    for row, hits in enumerate(searcher.search(queries, most)):
+    for row, hits in enumerate(found):
         places = {photo: place for place, (_, _, photo) in enumerate(hits)}
         ranks[row] = [places.get(photo, np.inf) for photo in wanted[row].tolist()]
     return ranks

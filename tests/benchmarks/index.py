@@ -37,7 +37,7 @@ from bokeh.layouts import row as side_by_side
 from bokeh.models import NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
-from jaxtyping import Float32, Float64, Int8, Int64
+from jaxtyping import Float16, Float32, Int8, Int64
 
 from pipelines import ivfpq
 from pipelines.build.drift import MEASURED_PHOTOS, held_out
@@ -84,6 +84,12 @@ ALONE: Final = 16
 TIMED: Final = 48
 """Queries that an index is timed on; recall is that of all."""
 
+REDUCED_DIM: Final = 512
+"""Descriptors of so few numbers stand for whole ones, and are refined as float16: bytes, as the codes of a map are, would disturb
+their cosines four times as much as those of 8,448 numbers."""
+
+Codes = Int8[np.ndarray, "n D"] | Float16[np.ndarray, "n D"]
+
 TUNED: Final = "tuned.json"
 """Beside the quantizer: what `tune` chose."""
 
@@ -102,7 +108,7 @@ class Effort:
     """Cells looked at in each shard; None: what `tune` chose, or the textbook."""
 
     refined: int = 200
-    """Photos whose codes are compared; 0: none. The query worker takes twice the 100 that it hands over."""
+    """Photos whose codes are compared; 0: none."""
 
 
 DEFAULT_EFFORT: Final = Effort()
@@ -154,9 +160,10 @@ class StoredPhotos:
         drawn: Int64[np.ndarray, " n"] = np.random.default_rng([SEED, photos]).choice(photos, min(photos, most), replace=False)
         return self.rows(drawn)
 
-    def codes(self, photos: int) -> Int8[np.ndarray, "n D"]:
-        """Map the descriptor codes, which are on disk."""
-        return np.memmap(Path(self.folder) / "codes.i8", np.int8, "r", shape=(sum(self.parts), self.dim))[:photos]
+    def codes(self, photos: int) -> Codes:
+        """Map what the refine reads, which is on disk."""
+        shape = (sum(self.parts), self.dim)
+        return np.memmap(Path(self.folder) / "codes", _code_type(self.dim), "r", shape=shape)[:photos]
 
 
 def write_photos(folder: Path, fit: Fit, sizes: Sequence[int]) -> StoredPhotos:
@@ -165,7 +172,7 @@ def write_photos(folder: Path, fit: Fit, sizes: Sequence[int]) -> StoredPhotos:
     cuts = sorted({0, *sizes, *range(0, max(sizes), PART_PHOTOS)})
     stored = StoredPhotos(folder=str(folder), dim=fit.dim, parts=tuple(stop - start for start, stop in pairwise(cuts)))
     number, segment = -1, np.empty((0, fit.dim), np.float16)
-    with (folder / "codes.i8").open("wb") as codes:
+    with (folder / "codes").open("wb") as codes:
         for part, (start, stop) in enumerate(pairwise(cuts)):
             with stored.path(part).open("wb") as file:
                 header = {"descr": "<f2", "fortran_order": False, "shape": (stop - start, fit.dim)}
@@ -178,9 +185,13 @@ def write_photos(folder: Path, fit: Fit, sizes: Sequence[int]) -> StoredPhotos:
                     first = place % SEGMENT_PHOTOS
                     rows = segment[first : first + stop - place]
                     rows.tofile(file)
-                    to_codes(rows).tofile(codes)
+                    (to_codes(rows) if _code_type(fit.dim) is np.int8 else rows).tofile(codes)
                     place += len(rows)
     return stored
+
+
+def _code_type(dim: int) -> type[np.int8 | np.float16]:
+    return np.float16 if dim <= REDUCED_DIM else np.int8
 
 
 def make_queries(fit: Fit, photos: int, count: int) -> tuple[Float32[np.ndarray, "q D"], Int64[np.ndarray, " q"]]:
@@ -342,18 +353,14 @@ class Opened:
     resident_mb: float
 
 
-def ask(
-    opened: Opened, queries: Float32[np.ndarray, "q D"], refined: Sequence[int], codes: Int8[np.ndarray, "n D"]
-) -> list[Found]:
-    """Ask all queries once, with the most that is refined: the best of fewer are among them. Then time some for each count."""
+def ask(opened: Opened, queries: Float32[np.ndarray, "q D"], refined: Sequence[int], codes: Codes) -> list[Found]:
+    """Ask all queries with each number of photos refined; then time some."""
     few, found = queries[:TIMED], []
-    ranked = [opened.search(query[None], max(*refined, HANDED_OVER)) for query in queries]
-    cosines = [_cosines(codes, ids, query) for ids, query in zip(ranked, queries, strict=True)] if any(refined) else []
     for count in refined:
         ids = np.full((len(queries), HANDED_OVER), -1, np.int64)
-        for place, hits in enumerate(ranked):
-            best = np.array(hits[: count or HANDED_OVER])
-            best = best[np.lexsort((best, -cosines[place][:count]))][:HANDED_OVER] if count else best
+        for place, query in enumerate(queries):
+            best = opened.search(query[None], count or HANDED_OVER)
+            best = refine(best, query, codes, []) if count else best[:HANDED_OVER]
             ids[place, : len(best)] = best
         spent: list[float] = []
 
@@ -381,7 +388,7 @@ def ask(
     return found
 
 
-def refine(ids: Sequence[int], query: Float32[np.ndarray, " D"], codes: Int8[np.ndarray, "n D"], spent: list[float]) -> list[int]:
+def refine(ids: Sequence[int], query: Float32[np.ndarray, " D"], codes: Codes, spent: list[float]) -> list[int]:
     """Order photos by the cosine of their codes, as the query worker does; ties go to the smaller number."""
     start = time.thread_time()
     numbers = np.array(ids)
@@ -389,12 +396,6 @@ def refine(ids: Sequence[int], query: Float32[np.ndarray, " D"], codes: Int8[np.
     best = numbers[np.lexsort((numbers, -cosines))][:HANDED_OVER].tolist()
     spent.append(time.thread_time() - start)
     return best  # type: ignore[no-any-return]
-
-
-def _cosines(codes: Int8[np.ndarray, "n D"], ids: Sequence[int], query: Float32[np.ndarray, " D"]) -> Float64[np.ndarray, " n"]:
-    """Give what `exact_cosines` gives but for last bits, in less time."""
-    rows = codes[np.array(ids)].astype(np.float64)
-    return rows @ query.astype(np.float64) / np.linalg.norm(rows, axis=1)  # type: ignore[no-any-return]
 
 
 # ------------------------------------------------------------------------------------------------------ exact search
@@ -503,7 +504,7 @@ def search_folio(
     codes, found = stored.codes(photos), list[Found]()
     before, resident = resident_mb("VmRSS"), None
     for nprobe in dict.fromkeys(effort.nprobe for effort in efforts):
-        searcher = _open_folio(folder, nprobe or tuned.nprobe)
+        searcher = _open_folio(folder, photos, config, nprobe or tuned.nprobe)
         if resident is None:  # later ones take the place of the first
             resident = resident_mb("VmRSS") - before
 
@@ -513,7 +514,7 @@ def search_folio(
         opened = Opened(search=search, nprobe=nprobe or tuned.nprobe, resident_mb=resident)
         found += ask(opened, queries, [effort.refined for effort in efforts if effort.nprobe == nprobe], codes)
         del opened, search, searcher
-    searcher = _open_folio(folder, tuned.nprobe)
+    searcher = _open_folio(folder, photos, config, tuned.nprobe)
     marks = np.zeros(min(photos, config.shard_photos), bool)
     middle, wanted = len(marks) // 2, max(1, int(FILTERED_SHARE * photos))
     marks[middle : middle + wanted] = True
@@ -526,9 +527,13 @@ def search_folio(
     return found, (times[0], times[1])
 
 
-def _open_folio(folder: Path, nprobe: int) -> ivfpq.ShardSearcher:
-    shards = [path.read_bytes() for path in sorted(folder.glob("shard-*"))]
-    return ivfpq.ShardSearcher((folder / "quantizer").read_bytes(), nprobe, shards)
+def _open_folio(folder: Path, photos: int, config: ivfpq.IndexConfig, nprobe: int) -> ivfpq.ShardSearcher:
+    """Open the shards one after the other, as a worker does."""
+    files = [path.read_bytes for path in sorted(folder.glob("shard-*"))]
+    rows = [min(photos, first + config.shard_photos) - first for first in range(0, photos, config.shard_photos)]
+    searcher = ivfpq.ShardSearcher((folder / "quantizer").read_bytes(), nprobe, files, rows=rows)
+    searcher.open()
+    return searcher
 
 
 # ------------------------------------------------------------------------------------------------------- plain FAISS

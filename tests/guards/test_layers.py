@@ -17,7 +17,7 @@ MAY_IMPORT = {
 VERBS = ("engine", "models", "catalog", "locate", "build", "query", "geotag", "evaluate", "report", "serve", "maintain", "train")
 HOMES = {
     "torch": lambda path: path.startswith("fol_model/"),
-    "faiss": lambda path: path == "pipelines/ivfpq.py",
+    "faiss": lambda path: path in ("pipelines/ivfpq.py", "pipelines/short_codes.py"),
     "prefect": lambda path: path.endswith("/flow.py"),
     "ray": lambda path: path.endswith("/actors.py") or path in ("pipelines/engine/run.py", "infra/cluster.py"),
     "fsspec": lambda path: path == "infra/storage.py",

@@ -72,8 +72,8 @@ def test_the_error_at_training_is_that_of_photos_held_out(storage: Storage, stor
     error = head.index.parameters["error"]
 
     assert head.index.trained_on == 600 - 37  # a sixteenth
-    assert ivfpq.quantization_error(quantizer, photos_of_kind(2, 100).astype(np.float32)) == pytest.approx(error, rel=0.15)
-    assert index(storage, more, head).parameters["new_error"] == pytest.approx(error, rel=0.15)
+    assert ivfpq.quantization_error(quantizer, photos_of_kind(2, 100).astype(np.float32)) == pytest.approx(error, rel=0.2)
+    assert index(storage, more, head).parameters["new_error"] == pytest.approx(error, rel=0.2)
 
 
 def test_photos_of_the_same_kind_keep_the_quantizer_and_are_accounted_for(storage: Storage, stored: Stored, head: Manifest):

@@ -119,7 +119,7 @@ def test_without_being_asked_no_more_than_usual_is_refined(photos: np.ndarray, q
     found = tune(quantizer, photos, queries, parameters=parameters(4), photos=len(photos), config=CONFIG)
 
     assert found.chosen.refined == USUAL_REFINED
-    assert 0 < found.chosen.recall < 0.9
+    assert 0 < found.chosen.handed < 0.9
 
 
 def test_what_is_measured_on_a_sample_is_kept_by_the_whole_map(queries: np.ndarray):

@@ -1,0 +1,232 @@
+"""Searching a large map in two passes: what short codes choose, stored codes rank. Here a large map is one of 64 photos."""
+
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines import ivfpq
+from pipelines.ivfpq import IndexConfig, IvfPqParameters, ShardSearcher, make_shard, train_quantizer
+from pipelines.short_codes import PackedShard, ShortCodes
+
+DIM = 64
+PHOTOS = 3_000
+PARAMETERS = IvfPqParameters(pca_dim=32, nlist=16, code_bytes=8, nprobe=16)
+NO_RESET = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    ivfpq.use_threads(1)
+    monkeypatch.setattr(ivfpq, "LEAST_POOL", 8)
+
+
+def photos_of(count: int, seed: int) -> np.ndarray:
+    """Photos about forty places."""
+    rng = np.random.default_rng([seed, 7])
+    points = np.random.default_rng(0).normal(size=(40, DIM))[rng.integers(40, size=count)] + 0.7 * rng.normal(size=(count, DIM))
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def descriptors() -> np.ndarray:
+    return photos_of(PHOTOS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def queries() -> np.ndarray:
+    return photos_of(40, seed=2)
+
+
+@pytest.fixture(scope="module")
+def quantizer(descriptors: np.ndarray) -> bytes:
+    return train_quantizer(descriptors, PARAMETERS, IndexConfig(seed=3, pca_photos=256))
+
+
+def cut(quantizer: bytes, descriptors: np.ndarray, parts: list[np.ndarray]) -> tuple[list[bytes], list[int]]:
+    """Shards whose ids start at 0, and their photos."""
+    shards = [make_shard(quantizer, DIM, [(descriptors[part], np.arange(len(part)))]) for part in parts]
+    return shards, [len(part) for part in parts]
+
+
+def searched_twice(quantizer: bytes, shards: list[bytes], rows: list[int], **options: Any) -> ShardSearcher:
+    return ShardSearcher(quantizer, options.pop("nprobe", PARAMETERS.nlist), shards, rows=rows, **options)
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(1, 300), shards=st.integers(1, 6), taken_down=st.sampled_from([0, 0.01, 0.6]))
+@NO_RESET
+def test_how_photos_are_spread_over_shards_changes_no_answer(
+    descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes, seed: int, k: int, shards: int, taken_down: float
+):
+    """Nor do photos that were taken down, and are still in the shards: not one bit of a distance."""
+    rng = np.random.default_rng(seed)
+    gone = rng.random(PHOTOS) < taken_down
+    left = np.flatnonzero(~gone)
+    parts = np.split(rng.permutation(PHOTOS), np.sort(rng.integers(0, PHOTOS, shards - 1)))
+    whole = searched_twice(quantizer, *cut(quantizer, descriptors, [left]))
+    many = searched_twice(quantizer, *cut(quantizer, descriptors, parts), live=[~gone[part] for part in parts])
+
+    of_one = [[(distance, int(left[photo])) for distance, _, photo in hits] for hits in whole.search(queries[:5], k)]
+    of_many = [[(distance, int(parts[n][photo])) for distance, n, photo in hits] for hits in many.search(queries[:5], k)]
+
+    assert [sorted(hits) for hits in of_many] == [sorted(hits) for hits in of_one]
+    assert all(len(hits) >= k for hits in of_one)
+
+
+def test_two_passes_find_what_one_does_and_say_the_same_of_it(descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes):
+    shards, rows = cut(quantizer, descriptors, np.array_split(np.arange(PHOTOS), 3))
+    once = ShardSearcher(quantizer, PARAMETERS.nlist, shards).search(queries, 20)
+
+    twice = searched_twice(quantizer, shards, rows).search(queries, 20)
+
+    shared = []
+    for one, two in zip(once, twice, strict=True):
+        of_one = {(n, i): d for d, n, i in one[:20]}
+        of_two = {(n, i): d for d, n, i in two[:20]}
+        both = of_one.keys() & of_two.keys()
+        shared.append(len(both) / 20)
+        assert [of_two[place] for place in both] == pytest.approx([of_one[place] for place in both], abs=1e-5)
+    assert np.mean(shared) > 0.9
+
+
+def test_with_a_pool_of_all_photos_both_passes_find_exactly_the_same(
+    descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ivfpq, "POOL_TIMES", PHOTOS)
+    shards, rows = cut(quantizer, descriptors, np.array_split(np.arange(PHOTOS), 3))
+    once = ShardSearcher(quantizer, PARAMETERS.nlist, shards).search(queries, PHOTOS)
+
+    twice = searched_twice(quantizer, shards, rows).search(queries, PHOTOS)
+
+    for one, two in zip(once, twice, strict=True):
+        assert sorted((n, i) for _, n, i in two) == sorted((n, i) for _, n, i in one)
+        assert [d for d, *_ in two] == pytest.approx([d for d, *_ in one], abs=1e-5)
+
+
+def test_equal_photos_by_the_hundred_are_found_together(descriptors: np.ndarray, quantizer: bytes):
+    """They are as near as each other for short codes too, and more than the pool has room for."""
+    doubled = np.concatenate([descriptors[:2_000], np.repeat(descriptors[:1], 1_000, axis=0)])
+    shards, rows = cut(quantizer, doubled, np.array_split(np.random.default_rng(0).permutation(3_000), 4))
+
+    (hits,) = searched_twice(quantizer, shards, rows).search(descriptors[:1], 10)
+
+    assert len(hits) == 1_001
+    assert len({distance for distance, *_ in hits}) == 1
+
+
+@pytest.mark.parametrize("share", [0.001, 0.015, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("nprobe", [1, 16])
+def test_among_some_photos_two_passes_find_what_a_search_of_everything_finds_there(
+    descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes, share: float, nprobe: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Few are copied out of the shards, many are chosen by a selector; no photo that was taken down comes back."""
+    monkeypatch.setattr(ivfpq, "POOL_TIMES", PHOTOS)
+    rng = np.random.default_rng(5)
+    shards, rows = cut(quantizer, descriptors, np.array_split(np.arange(PHOTOS), 3))
+    live = [rng.random(1_000) < 0.9 for _ in rows]
+    only = {0: rng.random(1_000) < share, 2: rng.random(400) < share}
+    everything = searched_twice(quantizer, shards, rows, live=live).search(queries, PHOTOS)
+    searcher = searched_twice(quantizer, shards, rows, live=live, nprobe=nprobe)
+
+    found = searcher.search(queries, PHOTOS, searcher.among(only))
+
+    for hits, everywhere in zip(found, everything, strict=True):
+        expected = [hit for hit in everywhere if hit[1] in only and only[hit[1]][hit[2] : hit[2] + 1].any()]
+        assert sorted((n, i) for _, n, i in hits) == sorted((n, i) for _, n, i in expected)
+        assert [d for d, *_ in hits] == pytest.approx([d for d, *_ in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_among_many_photos_with_a_small_pool_only_these_are_found(
+    descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes, share: float
+):
+    shards, rows = cut(quantizer, descriptors, [np.arange(PHOTOS)])
+    allowed = np.random.default_rng(6).random(PHOTOS) < share
+
+    found = searched_twice(quantizer, shards, rows).search(queries, 5, {0: allowed})
+
+    assert all(len(hits) >= 5 and all(allowed[photo] for _, _, photo in hits) for hits in found)
+
+
+def test_queries_together_are_answered_as_one_by_one(descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes):
+    """But for the last bits of their projections, which BLAS rounds in another order."""
+    searcher = searched_twice(quantizer, *cut(quantizer, descriptors, np.array_split(np.arange(PHOTOS), 2)))
+
+    together = searcher.search(queries, 30)
+
+    for hits, query in zip(together, queries, strict=True):
+        (alone,) = searcher.search(query[None], 30)
+        assert [d for d, *_ in hits[:30]] == pytest.approx([d for d, *_ in alone[:30]], abs=1e-5)
+        assert len({tuple(place) for _, *place in hits[:30]} & {tuple(place) for _, *place in alone[:30]}) >= 29
+
+
+def test_fewer_cells_find_less(descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ivfpq, "POOL_TIMES", PHOTOS)
+    shards, rows = cut(quantizer, descriptors, [np.arange(PHOTOS)])
+
+    found = [len(searched_twice(quantizer, shards, rows, nprobe=nprobe).search(queries[:1], PHOTOS)[0]) for nprobe in (1, 4, 16)]
+
+    assert found[0] < found[1] < found[2] == PHOTOS
+
+
+def test_an_empty_shard_and_one_that_lost_all_photos_are_passed_over(
+    descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes
+):
+    none = np.arange(0)
+    shards, rows = cut(quantizer, descriptors, [none, np.arange(PHOTOS), np.arange(50)])
+    searcher = searched_twice(quantizer, shards, rows, live=[None, None, np.zeros(50, bool)])
+
+    (hits,) = searcher.search(queries[:1], 10)
+
+    assert {shard for _, shard, _ in hits} == {1}
+
+
+def trained_with(code_bytes: int, descriptors: np.ndarray) -> Any:
+    parameters = IvfPqParameters(pca_dim=4 * code_bytes, nlist=4, code_bytes=code_bytes, nprobe=4)
+    chain = faiss.deserialize_index(np.frombuffer(train_quantizer(descriptors[:600], parameters, IndexConfig()), np.uint8))
+    index = faiss.downcast_index(chain.index)
+    index.referenced_objects = [chain]
+    return index
+
+
+@pytest.mark.parametrize("code_bytes", [1, 3, 8])
+def test_each_byte_is_shortened_to_the_nearest_of_sixteen_points(descriptors: np.ndarray, code_bytes: int):
+    """The first byte of two in the lower half; of an odd number the last half is left at zero."""
+    trained = trained_with(code_bytes, descriptors)
+    short = ShortCodes(trained)
+    empty = short.empty()
+    codes = np.random.default_rng(1).integers(0, 256, (9_000, code_bytes), dtype=np.uint8)
+    points = faiss.vector_to_array(trained.pq.centroids).reshape(code_bytes, 256, 4)
+    sixteen = faiss.vector_to_array(empty.pq.centroids).reshape(code_bytes, 16, 4)
+
+    found = short.of(codes)
+
+    halves = np.stack([found & 15, found >> 4], axis=2).reshape(len(codes), -1)
+    assert found.shape == (9_000, (code_bytes + 1) // 2)
+    for byte in range(code_bytes):
+        distances = ((points[byte][codes[:, byte]][:, None] - sixteen[byte]) ** 2).sum(axis=2)
+        assert np.array_equal(halves[:, byte], distances.argmin(axis=1))
+    assert not halves[:, code_bytes:].any()
+
+
+@pytest.mark.parametrize("code_bytes", [1, 3, 8])
+def test_products_are_those_with_what_the_codes_stand_for(descriptors: np.ndarray, code_bytes: int):
+    """The same bits for a photo wherever it stands among others: five, so that FAISS's fours do not fit."""
+    trained = trained_with(code_bytes, descriptors)
+    shard = faiss.clone_index(trained)
+    projected = np.random.default_rng(2).normal(size=(300, 4 * code_bytes)).astype(np.float32)
+    shard.add_with_ids(projected, np.arange(300))
+    decoded = shard.sa_decode(shard.sa_encode(projected))
+    cells = trained.quantizer.reconstruct_n(0, trained.nlist)
+    packed = PackedShard(shard, None, ShortCodes(trained))
+    query = np.random.default_rng(3).normal(size=4 * code_bytes).astype(np.float32)
+
+    products = packed.products(query, np.arange(300), cells @ query)
+
+    assert products == pytest.approx((decoded @ query)[packed.ids], abs=1e-4)
+    for start in range(5):
+        rows = np.arange(start, 300, 7)[:5]
+        assert packed.products(query, rows, cells @ query).tobytes() == products[rows].tobytes()
