@@ -148,14 +148,13 @@ def train_quantizer(sample: Float32[np.ndarray, "n D"], parameters: IvfPqParamet
         A FAISS file: `IndexPreTransform(PCA, empty IndexIVFPQ)`. The same sample in the same order gives the same bytes.
     """
     projection = _fit_pca(sample[: config.pca_photos], parameters.pca_dim, parameters.code_bytes)
-    coarse = faiss.IndexFlatIP(parameters.pca_dim)
-    index = faiss.IndexIVFPQ(coarse, parameters.pca_dim, parameters.nlist, parameters.code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.niter = config.seed, 10
-    index.cp.min_points_per_centroid = 1  # small maps train on few points; the refine makes up for it
     projected = _evened(projection.apply(sample))
-    index.train_q1(len(projected), faiss.swig_ptr(projected), False, faiss.METRIC_INNER_PRODUCT)  # type: ignore[attr-defined]
+    centroids = _k_means(projected, parameters.nlist, config.seed, spherical=True)
+    coarse: Any = faiss.IndexFlatIP(parameters.pca_dim)
+    coarse.add(centroids)
     _, cells = coarse.search(projected, 1)
-    codes = _learn_codes(projected - coarse.reconstruct_n(0, parameters.nlist)[cells[:, 0]], parameters.code_bytes, config.seed)
+    codes = _learn_codes(projected - centroids[cells[:, 0]], parameters.code_bytes, config.seed)
+    index = faiss.IndexIVFPQ(coarse, parameters.pca_dim, parameters.nlist, parameters.code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
     faiss.copy_array_to_vector(codes.ravel(), index.pq.centroids)
     index.is_trained = True
     return _serialise(faiss.IndexPreTransform(projection, index))
@@ -496,10 +495,29 @@ def _learn_codes(residuals: Float32[np.ndarray, "n d"], code_bytes: int, seed: i
     parts[:, :, :dim] = residuals.reshape(len(residuals), code_bytes, dim).transpose(1, 0, 2)
     codes = np.empty((code_bytes, 256, dim), np.float32)
     for byte, part in enumerate(parts):
-        means = faiss.Kmeans(part.shape[1], 256, niter=10, seed=seed, min_points_per_centroid=1)
-        means.train(part)
-        codes[byte] = np.asarray(means.centroids)[:, :dim]
+        codes[byte] = _k_means(part, 256, seed)[:, :dim]
     return codes
+
+
+def _k_means(
+    points: Float32[np.ndarray, "n d"], count: int, seed: int, *, spherical: bool = False
+) -> Float32[np.ndarray, "count d"]:
+    """Find `count` centroids, on a GPU where FAISS sees one.
+
+    Nothing else of an index is made there, so a GPU asks for no other code lengths: maps are searched on CPUs. It rounds otherwise,
+    so a quantizer trained on one is another one, as good.
+    """
+    means = faiss.Kmeans(
+        points.shape[1],
+        count,
+        niter=10,
+        seed=seed,
+        min_points_per_centroid=1,  # small maps train on few points; the refine makes up for it
+        spherical=spherical,
+        gpu=min(1, faiss.get_num_gpus()),
+    )
+    means.train(points)
+    return np.array(means.centroids, np.float32)
 
 
 def _evened(projected: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
