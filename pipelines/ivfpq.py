@@ -504,8 +504,8 @@ def _k_means(
 ) -> Float32[np.ndarray, "count d"]:
     """Find `count` centroids, on a GPU where FAISS sees one.
 
-    Nothing else of an index is made there, so a GPU asks for no other code lengths: maps are searched on CPUs. It rounds otherwise,
-    so a quantizer trained on one is another one, as good.
+    Nothing else of an index is made there, so code lengths are free: maps are searched on CPUs. It rounds otherwise,
+    and its quantizers are others, as good.
     """
     means = faiss.Kmeans(
         points.shape[1],

@@ -39,9 +39,9 @@ POSITION_COLUMNS: Final = ["image_id", "uri", "root", "lat_deg", "lon_deg"]
 IMAGE_COLUMNS: Final = [*POSITION_COLUMNS, "taken_at"]
 PRIOR_COLUMNS: Final = ["lat_deg", "lon_deg", "taken_at"]
 
-CACHE_BYTES: Final = 12 * 1024 * 1024
+CACHE_BYTES: Final = 8 * 1024 * 1024
 """Descriptors that are kept in memory between queries, and as much again of local features, those asked for last: the codes of
-1,500 descriptors of 8,448 numbers, and of 375 photos' 640 features of 48 numbers."""
+1,000 descriptors of 8,448 numbers, and of 250 photos' 640 features of 48 numbers."""
 
 KEPT: Final = 100
 """Candidates of a query that `refined` in the manifest stands for."""

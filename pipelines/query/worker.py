@@ -38,6 +38,9 @@ REFINED: Final = 2
 """Compressed candidates that are compared exactly, for each candidate that is kept. More: what compression misordered is found
 again, at one row of descriptor codes read each."""
 
+COMPARED_AT_ONCE: Final = 128
+"""Descriptors that a query holds at once: a megabyte of codes."""
+
 NO_FEATURES: Final = LocalFeatures(
     features=np.empty((0, 1), np.int8), patch=np.empty((0, 2), np.uint8), reliability=np.empty(0, np.uint8)
 )
@@ -220,7 +223,12 @@ class QueryWorker:
         places = opened.candidates(descriptor, max(REFINED * keep, opened.refined(keep)), self._prior)
         if not places:
             return [], np.empty(0)
-        costs = -exact_cosines(opened.descriptors_of(places), descriptor)
+        costs = np.concatenate(
+            [
+                -exact_cosines(opened.descriptors_of(places[start : start + COMPARED_AT_ONCE]), descriptor)
+                for start in range(0, len(places), COMPARED_AT_ONCE)
+            ]
+        )
         best = opened.best(places, costs.tolist(), keep)
         return [photo for _, photo in best], -np.array([cost for cost, _ in best])
 
