@@ -25,11 +25,19 @@ OBJECT_STORE_BYTES: Final = 256 << 20
 class Cluster:
     """What a run may ask Ray for."""
 
-    cpus: int
-    gpus: int
     worker_environment: dict[str, str]
     """What an actor sets before it works: the S3 server of the map, and on this machine our own HOME, where AWS credentials are,
     in place of the one Ray was started with."""
+
+    @property
+    def cpus(self) -> int:
+        """Of all machines that are there now."""
+        return int(self._resources().get("CPU", 1))
+
+    @property
+    def gpus(self) -> int:
+        """Likewise."""
+        return int(self._resources().get("GPU", 0))
 
     @property
     def gpus_each(self) -> float:
@@ -37,8 +45,13 @@ class Cluster:
         return 1.0 if self.gpus else 0.0
 
     def workers(self, tasks: int) -> int:
-        """Number of actors worth starting: one a GPU, or one a CPU, but no more than there are tasks."""
+        """Number of actors worth having now: one a GPU, or one a CPU, but no more than there are tasks."""
         return max(1, min(self.gpus or self.cpus, tasks))
+
+    def _resources(self) -> dict[str, float]:
+        import ray  # here, as below
+
+        return ray.cluster_resources()  # type: ignore[no-any-return, no-untyped-call]
 
 
 @contextmanager
@@ -71,8 +84,7 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
                 "Check RAY_ADDRESS, or run without --workers ray."
             ) from error
         try:
-            found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            yield Cluster(cpus=int(found.get("CPU", 1)), gpus=int(found.get("GPU", 0)), worker_environment=own_environment)
+            yield Cluster(worker_environment=own_environment)
         finally:
             ray.shutdown()
 

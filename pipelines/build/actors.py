@@ -1,6 +1,6 @@
 """The Ray actors of a build: one holds a network and encodes one partition after another, the other makes shards."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,13 @@ class _ShardActor:
         return self._worker.run(task, lambda: None)
 
 
-def start_actors(job: EncodeJob, cluster: Cluster, tasks: int) -> list[Any]:
-    """Start actors that Ray brings back when they die; the driver gives their tasks out again."""
-    actor = ray.remote(num_cpus=1, num_gpus=cluster.gpus_each, max_restarts=-1, max_task_retries=0)(_EncodeActor)
-    return [actor.remote(job, cluster.worker_environment) for _ in range(cluster.workers(tasks))]
+def encode_actors(job: EncodeJob, cluster: Cluster) -> Callable[[], Any]:
+    """Say how to start actors that Ray brings back when they die; the driver gives their tasks out again."""
+    actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)(_EncodeActor)
+    return lambda: actor.options(num_gpus=cluster.gpus_each).remote(job, cluster.worker_environment)
 
 
-def start_shard_actors(map_url: str, cluster: Cluster, tasks: int) -> list[Any]:
-    """Start actors that make shards, one a CPU; as `start_actors`."""
+def shard_actors(map_url: str, cluster: Cluster) -> Callable[[], Any]:
+    """Say how to start actors that make shards; as `encode_actors`."""
     actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)(_ShardActor)
-    return [actor.remote(map_url, cluster.worker_environment) for _ in range(max(1, min(cluster.cpus, tasks)))]
+    return lambda: actor.remote(map_url, cluster.worker_environment)

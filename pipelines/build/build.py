@@ -177,7 +177,11 @@ def _run(prepared: Prepared, job: EncodeJob, settings: Settings) -> Iterator[Out
             )
         elif prepared.partitions:
             with ray_cluster(settings) as cluster:
-                from pipelines.build.actors import start_actors  # here, because it imports Ray
+                from pipelines.build.actors import encode_actors  # here, because it imports Ray
 
-                actors = start_actors(job, cluster, len(prepared.partitions))
-                yield from run_on_ray(prepared.partitions, actors, on_task=lambda task: bar.update(len(task.images)))
+                yield from run_on_ray(
+                    prepared.partitions,
+                    encode_actors(job, cluster),
+                    cluster.workers,
+                    on_task=lambda task: bar.update(len(task.images)),
+                )

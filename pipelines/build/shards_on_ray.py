@@ -24,10 +24,10 @@ def make_on_ray(map_url: str, settings: Settings) -> MakeShards:
             progress_bar(sum(task.photos for task in tasks), unit="photo", description="index") as bar,
             ray_cluster(settings) as cluster,
         ):
-            from pipelines.build.actors import start_shard_actors  # here, because it imports Ray
+            from pipelines.build.actors import shard_actors  # here, because it imports Ray
 
-            actors = start_shard_actors(map_url, cluster, len(tasks))
-            for outcome in run_on_ray(tasks, actors, on_task=lambda task: bar.update(task.photos)):
+            start, wanted = shard_actors(map_url, cluster), lambda unfinished: min(cluster.cpus, unfinished)
+            for outcome in run_on_ray(tasks, start, wanted, on_task=lambda task: bar.update(task.photos)):
                 if outcome.result is None:
                     raise WorkError(
                         f"{map_url}: a shard of {outcome.task.photos:,} photos lost its worker again and again. Nothing was "

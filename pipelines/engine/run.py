@@ -6,13 +6,14 @@ at most. An error that the task itself raises stops the run: it would meet the n
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from schemas.errors import FolioError
+from schemas.errors import FolioError, WorkError
 
 ATTEMPTS: Final = 3
 """How often a task is given out before it is set aside."""
@@ -22,6 +23,12 @@ IN_FLIGHT: Final = 2
 
 TaskT = TypeVar("TaskT", contravariant=True)
 ResultT = TypeVar("ResultT", covariant=True)
+LOOK_S: Final = 1.0
+"""How often it is looked whether there is room for more actors, and whether a lost one is back."""
+
+PATIENCE_S: Final = 600.0
+"""How long a run waits while no actor at all is there: a cluster may be bringing machines up."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -92,43 +99,95 @@ def run_here(
                 worker.close()
 
 
-def run_on_ray(tasks: Sequence[T], actors: Sequence[Any], *, on_task: Callable[[T], None]) -> Iterator[Outcome[T, Any]]:
+def run_on_ray(
+    tasks: Sequence[T], start_actor: Callable[[], Any], wanted: Callable[[int], int], *, on_task: Callable[[T], None]
+) -> Iterator[Outcome[T, Any]]:
     """Do all tasks on Ray actors; yields outcomes as they come.
+
+    Machines may join and leave meanwhile: actors are added as there is room, and one whose machine is gone, or that is coming
+    back from a crash, holds no task until it says that it is there. A crash counts against the task that was running, not against
+    the one that waited behind it.
 
     Args:
         tasks: in the order they are started.
-        actors: handles with a method `run(task)`, made with `max_restarts=-1, max_task_retries=0`: Ray brings a dead actor back,
-            this loop gives its tasks out again.
+        start_actor: gives the handle of a new actor with a method `run(task)`, made with `max_restarts=-1, max_task_retries=0`:
+            Ray brings a dead actor back, this loop gives its tasks out again.
+        wanted: how many actors are worth having now for so many tasks. Asked again and again.
         on_task: called after each finished task.
+
+    Raises:
+        WorkError: an actor cannot be made, or none was there for `PATIENCE_S`. What is finished is kept.
     """
     import ray  # here, because a build without Ray should not wait for it
     from ray.exceptions import RayActorError, RayTaskError
 
     waiting = deque((task, 1) for task in tasks)
-    running: dict[Any, tuple[T, int, Any]] = {}
-
-    def give_out(actor: Any) -> None:
-        if waiting:
-            task, attempt = waiting.popleft()
-            running[actor.run.remote(task)] = (task, attempt, actor)
-
-    for actor in list(actors) * IN_FLIGHT:
-        give_out(actor)
-    while running:
-        (ref,), _ = ray.wait(list(running), num_returns=1)
-        task, attempt, actor = running.pop(ref)
-        try:
-            outcome = Outcome(task=task, result=ray.get(ref))
-        except RayActorError:  # the actor died or cannot be reached; ActorUnavailableError is one of these
-            if attempt < ATTEMPTS:
-                waiting.append((task, attempt + 1))
-                give_out(actor)
+    hands: list[_Hand[T]] = []
+    heard = time.monotonic()
+    while unfinished := len(waiting) + sum(len(hand.given) for hand in hands):
+        hands += [_Hand(start_actor()) for _ in range(wanted(unfinished) - len(hands))]
+        for held in range(IN_FLIGHT):  # one each, then one each to wait
+            for hand in hands:
+                if waiting and hand.is_there and len(hand.given) == held:
+                    hand.give(*waiting.popleft())
+        refs = {ref: hand for hand in hands for ref in hand.refs()}
+        if not refs:
+            time.sleep(LOOK_S)
+        for ref in ray.wait(list(refs), num_returns=1, timeout=LOOK_S)[0] if refs else []:
+            hand = refs[ref]
+            task, attempt = hand.given.pop(ref, (None, 0))
+            try:
+                result = ray.get(ref)
+            except RayActorError as error:  # it died or cannot be reached; ActorUnavailableError is one of these
+                if error.actor_init_failed:
+                    raise WorkError(f"Ray: a worker cannot start: {error}. {_LEFT.format(unfinished)}") from error
+                was_running = hand.is_there and attempt > 0
+                hand.lose()
+                if task is None:
+                    continue
+                if attempt < ATTEMPTS or not was_running:
+                    waiting.append((task, attempt + was_running))
+                    continue
+                result = None
+            except RayTaskError as error:
+                if isinstance(error.cause, FolioError):
+                    raise error.cause from error  # without the worker's traceback in its message
+                raise
+            heard = time.monotonic()
+            if task is None:
+                hand.is_there, hand.sign = True, None
                 continue
-            outcome = Outcome(task=task, result=None)
-        except RayTaskError as error:
-            if isinstance(error.cause, FolioError):
-                raise error.cause from error  # without the worker's traceback in its message
-            raise
-        give_out(actor)
-        on_task(task)
-        yield outcome
+            on_task(task)
+            yield Outcome(task=task, result=result)
+        if any(hand.is_there for hand in hands):
+            heard = time.monotonic()
+        elif time.monotonic() - heard > PATIENCE_S:
+            raise WorkError(f"Ray: no worker was there for {PATIENCE_S:g} s. {_LEFT.format(unfinished)}")
+
+
+_LEFT: Final = "{:,} tasks were not done; what is finished is kept. See `ray status`, then run the same command again."
+
+
+class _Hand(Generic[T]):
+    """An actor and the tasks that it holds, in the order it does them."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._look_at = 0.0
+        self.given: dict[Any, tuple[T, int]] = {}
+        self.is_there = False
+        self.sign: Any = None
+        """What it answers once it is there."""
+
+    def give(self, task: T, attempt: int) -> None:
+        self.given[self._actor.run.remote(task)] = task, attempt
+
+    def refs(self) -> list[Any]:
+        """What may come from it; asks it for a sign where that is due."""
+        if not (self.is_there or self.sign or self.given) and time.monotonic() >= self._look_at:
+            self.sign = self._actor.__ray_ready__.remote()
+        return [*self.given, *([self.sign] if self.sign else [])]
+
+    def lose(self) -> None:
+        """Hand it nothing until it is back. It is not asked at once: one that is being brought back says no without waiting."""
+        self.is_there, self.sign, self._look_at = False, None, time.monotonic() + LOOK_S
