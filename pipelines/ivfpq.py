@@ -448,7 +448,7 @@ class _Quantizer:
 
 
 def _fit_pca(sample: Float32[np.ndarray, "n D"], dim: int, parts: int) -> Any:
-    """Fit a PCA through the Gram matrix of the sample, which is far smaller than D x D.
+    """Fit a PCA through the covariances of the sample, or, where it has more numbers than photos, through its Gram matrix.
 
     NumPy's divide-and-conquer `eigh` takes a tenth of the time of FAISS's own `PCAMatrix` here, which also stores every
     eigenvector it finds. The axes are those of the sample about its mean, the last is given to what they miss of the mean, which
@@ -456,9 +456,11 @@ def _fit_pca(sample: Float32[np.ndarray, "n D"], dim: int, parts: int) -> Any:
     """
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = sample - mean
-    eigenvalues, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))  # ascending
-    rows = (vectors[:, ::-1][:, :dim].T.astype(np.float32)) @ centred
-    rows /= np.sqrt(np.maximum(eigenvalues[::-1][:dim], 1e-12))[:, None].astype(np.float32)
+    small = centred.T if sample.shape[1] < len(sample) else centred
+    eigenvalues, vectors = np.linalg.eigh((small @ small.T).astype(np.float64))  # ascending
+    rows = vectors[:, ::-1][:, :dim].T.astype(np.float32)
+    if small is centred:
+        rows = rows @ centred / np.sqrt(np.maximum(eigenvalues[::-1][:dim], 1e-12))[:, None].astype(np.float32)
     missed = mean - rows[:-1].T @ (rows[:-1] @ mean)
     if (length := float(np.linalg.norm(missed))) > 1e-6:
         rows[-1] = missed / length

@@ -43,8 +43,8 @@ ENOUGH_HANDED: Final = 0.97
 """Share of `HANDED` from which on no more photos are compared exactly, where no recall is asked for."""
 
 LOST_CELLS: Final = 0.001
-"""Recall that may be lost by not looking at every cell, where no recall is asked for. 0.005 was too much: of three million photos half
-of the cells were looked at, which lost 0.02 of the nearest and saved 25 ms."""
+"""Recall that may be lost by not looking at every cell, where no recall is asked for. With 0.005 half of the
+cells were looked at of three million photos, which lost 0.02 of the nearest and saved 25 ms."""
 
 SECONDS_PER_CODE_BYTE: Final = 1e-9
 """That is scanned, of one core. These are not measured anew for each map, so that equal maps get equal numbers."""

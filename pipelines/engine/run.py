@@ -135,28 +135,29 @@ def run_on_ray(
             time.sleep(LOOK_S)
         for ref in ray.wait(list(refs), num_returns=1, timeout=LOOK_S)[0] if refs else []:
             hand = refs[ref]
-            task, attempt = hand.given.pop(ref, (None, 0))
             try:
                 result = ray.get(ref)
             except RayActorError as error:  # it died or cannot be reached; ActorUnavailableError is one of these
                 if error.actor_init_failed:
                     raise WorkError(f"Ray: a worker cannot start: {error}. {_LEFT.format(unfinished)}") from error
-                was_running = hand.is_there and attempt > 0
                 hand.lose()
-                if task is None:
+                if ref not in hand.given:
                     continue
-                if attempt < ATTEMPTS or not was_running:
-                    waiting.append((task, attempt + was_running))
+                task, attempt = hand.given.pop(ref)
+                if attempt <= ATTEMPTS:
+                    waiting.append((task, attempt))
                     continue
                 result = None
             except RayTaskError as error:
                 if isinstance(error.cause, FolioError):
                     raise error.cause from error  # without the worker's traceback in its message
                 raise
-            heard = time.monotonic()
-            if task is None:
-                hand.is_there, hand.sign = True, None
-                continue
+            else:
+                heard = time.monotonic()
+                if ref not in hand.given:
+                    hand.is_there, hand.sign = True, None
+                    continue
+                task, _ = hand.given.pop(ref)
             on_task(task)
             yield Outcome(task=task, result=result)
         if any(hand.is_there for hand in hands):
@@ -189,5 +190,11 @@ class _Hand(Generic[T]):
         return [*self.given, *([self.sign] if self.sign else [])]
 
     def lose(self) -> None:
-        """Hand it nothing until it is back. It is not asked at once: one that is being brought back says no without waiting."""
+        """Hand it nothing until it is back, and note that the first of its tasks, which was running, has been tried once more.
+
+        It is not asked at once whether it is back: one that is being brought back says no without waiting.
+        """
+        if self.is_there and self.given:
+            first, (task, attempt) = next(iter(self.given.items()))
+            self.given[first] = task, attempt + 1
         self.is_there, self.sign, self._look_at = False, None, time.monotonic() + LOOK_S
