@@ -27,12 +27,14 @@ class Fault(StrEnum):
     RESET_BEFORE = "connection reset, not forwarded"
     RESET_DURING = "forwarded, connection reset in the middle of the answer"
     STALL = "held up before it is forwarded"
+    FORBIDDEN = "answered 403, not forwarded"
 
 
 ANSWERS: Final = {
     Fault.ERROR_500: (500, "InternalError"),
     Fault.ERROR_503: (503, "SlowDown"),
     Fault.ERROR_429: (429, "TooManyRequests"),
+    Fault.FORBIDDEN: (403, "AccessDenied"),
 }
 
 SHARES: Final[Mapping[Fault, float]] = {
@@ -48,6 +50,10 @@ SHARES: Final[Mapping[Fault, float]] = {
 
 Plan = Callable[[str, str], Fault | None]
 """Chooses what happens to a request, from its method and path; called by one thread at a time."""
+
+
+Guard = Callable[[str, str, Mapping[str, str]], bool]
+"""Tells from its method, path and headers whether a request is allowed."""
 
 
 def seeded(seed: int, shares: Mapping[Fault, float] = SHARES) -> Plan:
@@ -71,13 +77,16 @@ def once(fault: Fault, method: str, part_of_path: str) -> Plan:
 class Proxy:
     """A server in front of `endpoint`, while the block runs."""
 
-    def __init__(self, endpoint: str, plan: Plan, *, stall_s: float = 3.0) -> None:
+    def __init__(
+        self, endpoint: str, plan: Plan, *, stall_s: float = 3.0, allowed: Guard = lambda method, path, headers: True
+    ) -> None:
         self.upstream = urlsplit(endpoint).netloc
         self.stall_s = stall_s
         self.faults: Counter[Fault] = Counter()
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request that came."""
         self._plan = plan
+        self._allowed = allowed
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
@@ -91,11 +100,11 @@ class Proxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def choose(self, method: str, path: str) -> Fault | None:
+    def choose(self, method: str, path: str, headers: Mapping[str, str]) -> Fault | None:
         """Note a request and say what is to happen to it."""
         with self._lock:
             self.requests.append((method, path))
-            fault = self._plan(method, path)
+            fault = self._plan(method, path) if self._allowed(method, path, headers) else Fault.FORBIDDEN
             if fault is not None:
                 self.faults[fault] += 1
             return fault
@@ -122,14 +131,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         proxy = self.server.proxy
-        fault = proxy.choose(self.command, self.path)
+        fault = proxy.choose(self.command, self.path, self.headers)
         if fault == Fault.RESET_BEFORE:
             self._reset()
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if fault in ANSWERS:
             status, code = ANSWERS[fault]
-            error = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>by the proxy</Message></Error>"
+            error = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}, by the proxy</Message></Error>"
             self._answer(status, {"Content-Type": "application/xml"}, error.encode())
             return
         if fault == Fault.STALL:
