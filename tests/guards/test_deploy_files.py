@@ -2,8 +2,12 @@
 
 import ast
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import distribution, entry_points
@@ -293,3 +297,38 @@ def test_the_readme_names_every_file_and_secret():
     for group in GROUPS:
         for container in group["template"]["spec"]["containers"]:
             assert container["envFrom"][0]["secretRef"]["name"] in readme
+
+
+@pytest.mark.slow
+def test_what_the_dockerfile_copies_is_enough_for_a_wheel_with_every_flow_in_it(
+    dockerfile: list[dict[str, str]], tmp_path: Path
+) -> None:
+    source, site, elsewhere = tmp_path / "src", tmp_path / "site", tmp_path / "elsewhere"
+    for folder in (source, elsewhere):
+        folder.mkdir()
+    last = next(number for number, one in enumerate(dockerfile) if one["value"].endswith(" AS base"))
+    for name in copied(dockerfile[:last]):
+        if (PROJECT / name).is_dir():
+            shutil.copytree(PROJECT / name, source / name)
+        else:
+            shutil.copy(PROJECT / name, source)
+
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("folio_vpr-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+
+    look = (
+        "import sys; from prefect.flows import load_flow_from_entrypoint as load; "
+        "print(load(sys.argv[1], False).fn.__code__.co_filename)"
+    )
+    for deployment in DEPLOYMENTS.values():
+        found = subprocess.run(
+            [sys.executable, "-c", look, deployment["entrypoint"]],
+            env={**os.environ, "PYTHONPATH": str(site)},
+            cwd=elsewhere,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert found.stdout.strip().startswith(str(site)), "from the wheel, and not from the checkout"
