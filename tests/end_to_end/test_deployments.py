@@ -1,5 +1,6 @@
 """The nights of `infra/deploy/prefect.yaml`, on a real Prefect server and process worker on 127.0.0.1."""
 
+import json
 import os
 import shutil
 import signal
@@ -169,10 +170,10 @@ def test_a_schedule_runs_nights_one_at_a_time_and_cancels_those_that_find_anothe
         assert (nights.geotags / "report.html").as_uri() in nights.artifact(answered["id"], "geotag-report")
 
         new = sorted((photos / "database").iterdir())[24:28]
-        first = nights.start("backfill/backfill", photos=[str(new[0]), str(new[1])])
-        second = nights.start("backfill/backfill", photos=[str(new[2]), str(new[3])])
-        for run in (first, second):  # one waits for the other
-            nights.wait_for(run, "COMPLETED")
+        nights.prefect("deployment", "run", "backfill/backfill", "--param", f"photos={json.dumps([str(new[0]), str(new[1])])}")
+        nights.start("backfill/backfill", photos=[str(new[2]), str(new[3])])
+        for run in nights.runs("backfill/backfill"):  # one waits for the other
+            nights.wait_for(run["id"], "COMPLETED")
         assert nights.photos_in_map() == 28
 
 

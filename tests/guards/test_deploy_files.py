@@ -91,12 +91,14 @@ def test_a_compose_file_is_one(name: str):
         compose_spec.PyCompose.from_json(json.dumps({"services": {"s3": {"image": "s3", "enviroment": {}}}}))
 
 
-def test_services_wait_for_and_store_in_what_there_is():
+def test_services_wait_for_and_store_in_what_there_is(dockerfile: list[dict[str, str]]):
+    made = " ".join(one["value"] for one in dockerfile if one["instruction"] == "RUN").split()
     for service in SERVICES.values():
         for other, wait in service.get("depends_on", {}).items():
             assert wait["condition"] != "service_healthy" or "healthcheck" in SERVICES[other]
         for volume in service.get("volumes", []):
             assert volume.split(":")[0] in COMPOSE["volumes"]
+            assert volume.split(":")[1] in made or "build" not in service, "else the image's user could not write there"
     assert read_yaml("compose.gpu.yaml")["services"].keys() <= SERVICES.keys()
 
 
