@@ -63,8 +63,8 @@ def require_places(**places: str | Sequence[str]) -> None:
     for name, found in places.items():
         if not found or "" in ([found] if isinstance(found, str) else found):
             raise CatalogError(
-                f"flow parameter {name}: found {found!r}, needed a folder or URL. Nothing was started. Set the variables that "
-                "prefect.yaml names, and deploy again"
+                f"flow parameter {name}: found {found!r}, needed a folder or URL. Nothing was started. Give it to the run "
+                "(prefect deployment run NAME --param ...), or set the variables that prefect.yaml names and deploy again."
             )
 
 

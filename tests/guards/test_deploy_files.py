@@ -31,6 +31,7 @@ from infra.cluster import OBJECT_STORE_BYTES
 from pipelines.build.request import BuildRequest
 from pipelines.cli import main
 from pipelines.geotag.geotag import GeotagRequest
+from schemas.errors import CatalogError
 from tests.conftest import PROJECT
 
 DEPLOY = PROJECT / "infra" / "deploy"
@@ -263,6 +264,18 @@ def test_parameters_are_those_of_the_requests_and_hold_no_secrets():
         assert not re.search(r"secret|token|password|key", text, re.IGNORECASE)
     placeholders = set(re.findall(r"\{\{ \$(\w+) \}\}", (DEPLOY / "prefect.yaml").read_text()))
     assert placeholders <= SERVICES["deploy"]["environment"].keys()
+
+
+def test_a_place_that_was_not_set_is_refused():
+    """Prefect puts an empty text in place of a variable that is not set: the folder that the worker stands in."""
+    backfill = load_flow_from_entrypoint(DEPLOYMENTS["backfill"]["entrypoint"], use_placeholder_flow=False)
+
+    with pytest.raises(CatalogError, match="map_url: found ''"):
+        backfill.fn({"map_url": "", "photos": ["s3://photos/city"]})
+    with pytest.raises(CatalogError, match=r"photos: found .* --param"):
+        backfill.fn({"map_url": "s3://maps/city", "photos": []})
+    with pytest.raises(CatalogError, match="photos: found"):
+        backfill.fn({"map_url": "s3://maps/city", "photos": []}, photos=[""])
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=["head", "worker"])
