@@ -27,14 +27,12 @@ class Fault(StrEnum):
     RESET_BEFORE = "connection reset, not forwarded"
     RESET_DURING = "forwarded, connection reset in the middle of the answer"
     STALL = "held up before it is forwarded"
-    FORBIDDEN = "answered 403, not forwarded"
 
 
 ANSWERS: Final = {
     Fault.ERROR_500: (500, "InternalError"),
     Fault.ERROR_503: (503, "SlowDown"),
     Fault.ERROR_429: (429, "TooManyRequests"),
-    Fault.FORBIDDEN: (403, "AccessDenied"),
 }
 
 SHARES: Final[Mapping[Fault, float]] = {
@@ -100,11 +98,16 @@ class Proxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def choose(self, method: str, path: str, headers: Mapping[str, str]) -> Fault | None:
+    def allows(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
+        """Tell whether a request is allowed."""
+        with self._lock:
+            return self._allowed(method, path, headers)
+
+    def choose(self, method: str, path: str) -> Fault | None:
         """Note a request and say what is to happen to it."""
         with self._lock:
             self.requests.append((method, path))
-            fault = self._plan(method, path) if self._allowed(method, path, headers) else Fault.FORBIDDEN
+            fault = self._plan(method, path)
             if fault is not None:
                 self.faults[fault] += 1
             return fault
@@ -131,13 +134,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         proxy = self.server.proxy
-        fault = proxy.choose(self.command, self.path, self.headers)
+        fault = proxy.choose(self.command, self.path)
         if fault == Fault.RESET_BEFORE:
             self._reset()
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if fault in ANSWERS:
-            status, code = ANSWERS[fault]
+        refused = fault in ANSWERS and ANSWERS[fault]
+        if not proxy.allows(self.command, self.path, self.headers):
+            refused = (403, "AccessDenied")
+        if refused:
+            status, code = refused
             error = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}, by the proxy</Message></Error>"
             self._answer(status, {"Content-Type": "application/xml"}, error.encode())
             return
