@@ -120,6 +120,8 @@ def test_the_dockerfile_copies_what_there_is_and_its_context_has_it(dockerfile: 
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
 
+    for secrets in ("infra/deploy/Dockerfile.dockerignore", ".gitignore"):
+        assert "infra/deploy/.env" in (PROJECT / secrets).read_text().splitlines()
     for source in copied(dockerfile):
         assert (PROJECT / source).exists()
         assert source.split("/")[0] in allowed
@@ -308,7 +310,7 @@ def test_the_readme_names_every_file_and_secret():
     readme = (DEPLOY / "README.md").read_text()
 
     for file in DEPLOY.iterdir():
-        assert f"`{file.name}" in readme or file.name == "README.md"
+        assert f"`{file.name}" in readme or file.name in ("README.md", ".env")
     for group in GROUPS:
         for container in group["template"]["spec"]["containers"]:
             assert container["envFrom"][0]["secretRef"]["name"] in readme
