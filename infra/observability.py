@@ -3,8 +3,10 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
 from typing import Final, TypeVar
 
 from tqdm import tqdm
@@ -13,6 +15,11 @@ SIGNED_REQUESTS: Final = ("aiobotocore", "botocore")
 """Loggers that at debug level write whole requests, with the access key and a signature made with the secret one."""
 
 T = TypeVar("T")
+
+Watcher = Callable[[str, int, int], None]
+"""Told how far a bar is: its description, what is done, and of how much. From any thread, after every photo: it must be quick."""
+
+_WATCHER: Final[ContextVar[Watcher | None]] = ContextVar("watcher", default=None)
 
 
 def configure_logging(level: str) -> None:
@@ -32,12 +39,44 @@ def progress(items: Iterable[T], *, total: int, unit: str, description: str) -> 
             bar.update()
 
 
-def progress_bar(total: int, *, unit: str, description: str) -> "tqdm[None]":
-    """Make a bar on stderr for work that does not come as one loop: `with progress_bar(...) as bar: ... bar.update(n)`.
+class ProgressBar:
+    """A bar on stderr while that is a terminal, and news for whoever watches; for any number of threads."""
 
-    It is silent when stderr is no terminal.
-    """
-    return tqdm(total=total, unit=unit, desc=description, file=sys.stderr, disable=not sys.stderr.isatty())
+    def __init__(self, total: int, *, unit: str, description: str) -> None:
+        self._bar = tqdm(total=total, unit=unit, desc=description, file=sys.stderr, disable=not sys.stderr.isatty())
+        self._total, self._description = total, description
+        self._watcher = _WATCHER.get()  # here, as threads that work on have a context of their own
+        self._done = 0
+        self._lock = Lock()
+
+    def update(self, count: int = 1) -> None:
+        """Count what was done since."""
+        self._bar.update(count)
+        if self._watcher:
+            with self._lock:
+                self._done += count
+                self._watcher(self._description, self._done, self._total)
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def progress_bar(total: int, *, unit: str, description: str) -> ProgressBar:
+    """Make a bar for work that does not come as one loop: `with progress_bar(...) as bar: ... bar.update(n)`."""
+    return ProgressBar(total, unit=unit, description=description)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Tell `watcher` of every bar that is made inside."""
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
 
 
 class Stopwatch:

@@ -582,7 +582,10 @@ def _failure(where: str, verb: str, error: Exception) -> StorageError:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    said = getattr(error, "strerror", None) or str(error)
+    if said in ("", "None"):  # Ceph refuses without a message, only with a code
+        return _answer(error).get("Error", {}).get("Code") or type(error).__name__
+    return said
 
 
 def _printable(name: str) -> str:

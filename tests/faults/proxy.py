@@ -50,6 +50,10 @@ Plan = Callable[[str, str], Fault | None]
 """Chooses what happens to a request, from its method and path; called by one thread at a time."""
 
 
+Guard = Callable[[str, str, Mapping[str, str]], bool]
+"""Tells from its method, path and headers whether a request is allowed."""
+
+
 def seeded(seed: int, shares: Mapping[Fault, float] = SHARES) -> Plan:
     """Fail requests at random, always the same for the same sequence of requests."""
     dice = random.Random(seed)
@@ -71,13 +75,16 @@ def once(fault: Fault, method: str, part_of_path: str) -> Plan:
 class Proxy:
     """A server in front of `endpoint`, while the block runs."""
 
-    def __init__(self, endpoint: str, plan: Plan, *, stall_s: float = 3.0) -> None:
+    def __init__(
+        self, endpoint: str, plan: Plan, *, stall_s: float = 3.0, allowed: Guard = lambda method, path, headers: True
+    ) -> None:
         self.upstream = urlsplit(endpoint).netloc
         self.stall_s = stall_s
         self.faults: Counter[Fault] = Counter()
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request that came."""
         self._plan = plan
+        self._allowed = allowed
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
@@ -90,6 +97,11 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def allows(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
+        """Tell whether a request is allowed."""
+        with self._lock:
+            return self._allowed(method, path, headers)
 
     def choose(self, method: str, path: str) -> Fault | None:
         """Note a request and say what is to happen to it."""
@@ -127,9 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if fault in ANSWERS:
-            status, code = ANSWERS[fault]
-            error = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>by the proxy</Message></Error>"
+        refused = fault in ANSWERS and ANSWERS[fault]
+        if not proxy.allows(self.command, self.path, self.headers):
+            refused = (403, "AccessDenied")
+        if refused:
+            status, code = refused
+            error = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}, by the proxy</Message></Error>"
             self._answer(status, {"Content-Type": "application/xml"}, error.encode())
             return
         if fault == Fault.STALL:
