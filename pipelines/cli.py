@@ -303,6 +303,21 @@ def versions(map_url: str, as_json: bool) -> None:
     _print_lines(line.line() for line in found)
 
 
+@main.command(cls=_Command, epilog="folio status s3://maps/lund")
+@MAP
+@JSON
+def status(map_url: str, as_json: bool) -> None:
+    """Say how the map at MAP is: its newest version and its age, who is at work, how far unfinished runs are, what to do next.
+
+    Writes nothing, and asks the store about ten times, however many photos there are.
+    """
+    from infra.storage import open_storage
+    from pipelines.maintain.status import status as look
+
+    found = look(open_storage(map_url, _settings()))
+    _finish(found, found.lines(), {}, as_json=as_json, strict=False)
+
+
 @main.command(cls=_Command, epilog="folio rollback s3://maps/lund 41")
 @MAP
 @click.argument("version", metavar="N|TAG")
@@ -678,7 +693,7 @@ def _build(*, as_json: bool, strict: bool, plan_only: bool, prefect: bool, **opt
 
 def _settings() -> Settings:
     settings = Settings.from_environment()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     return settings
 
 

@@ -8,7 +8,7 @@ from prefect import flow
 from infra.leases import lease
 from infra.observability import Stopwatch
 from infra.settings import Settings
-from pipelines.build.build import encode, prepare, purge_map, rewrite, survey
+from pipelines.build.build import encode, prepare, purge_map, rewrite, survey, watched
 from pipelines.build.publishing import publish_version, summarise
 from pipelines.build.request import BuildRequest, BuildSummary
 from pipelines.engine.flow import require_server, show, stage
@@ -45,7 +45,7 @@ def _run(request: BuildRequest) -> BuildSummary:
     clock = Stopwatch()
     with clock.stage("catalog"):
         surveyed = stage("catalog", lambda: survey(request, settings))
-    with lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
+    with watched(surveyed, settings), lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
         with clock.stage("catalog"):
             prepared = stage("plan", lambda: prepare(surveyed, settings))
         show(f"{request.mode}-plan", prepared.plan, "What this run is going to do")

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from infra.metrics import METRICS, SEGMENT_RETRIES
 from schemas.errors import FolioError
 
 ATTEMPTS: Final = 3
@@ -121,6 +122,7 @@ def run_on_ray(tasks: Sequence[T], actors: Sequence[Any], *, on_task: Callable[[
             outcome = Outcome(task=task, result=ray.get(ref))
         except RayActorError:  # the actor died or cannot be reached; ActorUnavailableError is one of these
             if attempt < ATTEMPTS:
+                METRICS.add(SEGMENT_RETRIES)
                 waiting.append((task, attempt + 1))
                 give_out(actor)
                 continue
