@@ -36,7 +36,7 @@ from pipelines.build.membership import (
 )
 from pipelines.build.merging import allowed_photos, choose, conflict, is_mergeable
 from pipelines.build.purge import Purged
-from pipelines.build.request import BuildSummary, Prepared, Published, in_words
+from pipelines.build.request import BuildSummary, Prepared, Published
 from pipelines.build.shards import ShardTask, make_here
 from pipelines.build.shards_on_ray import make_on_ray
 from pipelines.build.tombstones import Tombstones, read_tombstones
@@ -47,7 +47,7 @@ from schemas import layout
 from schemas.calibration import Calibration, encode_calibration
 from schemas.errors import CatalogError
 from schemas.manifest import Manifest, ObjectRef, Producer, Receipt, SegmentEntry, ShardEntry
-from schemas.reasons import RejectReason
+from schemas.reasons import RejectReason, in_words
 from schemas.rejects import REJECTS
 
 _log = logging.getLogger(__name__)

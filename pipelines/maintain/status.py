@@ -1,7 +1,7 @@
 """store ▶ how a map is doing: its newest version, who is at work, how far unfinished runs have come, and what to do next.
 
 It only reads, so the time is this machine's, or that of the newest object of a run where the store is ahead of it. Requests:
-four lists (of manifests, marks and twice of runs; one more for each thousand objects there), the newest manifest, and a document for
+four lists (of manifests, marks and twice of runs; one more for each thousand objects there), the newest manifest, and one for
 each lease and each unfinished run that is shown. How many photos a map has, or a run encodes, changes none of that.
 """
 
@@ -16,10 +16,10 @@ from infra.commits import head_or_none
 from infra.leases import GC, live_leases
 from infra.storage import ObjectInfo, Storage
 from pipelines.build.progress import Progress, read_progress
-from pipelines.build.request import in_words
 from schemas import layout
 from schemas.errors import MapMissing
 from schemas.manifest import Lease, Manifest
+from schemas.reasons import in_words
 
 SHOWN: Final = 4
 """Unfinished runs that are described, the newest first."""
