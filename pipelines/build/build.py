@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from fol_model.inference import device_named
 from infra.cluster import ray_cluster
 from infra.commits import head_or_none, probe
 from infra.leases import lease
+from infra.machine import memory_bytes
 from infra.metrics import METRICS, PHOTOS_SEEN, exported
 from infra.observability import Stopwatch, log_fields, progress_bar
 from infra.settings import Settings
@@ -23,7 +25,7 @@ from pipelines.build.compact import Rewriting, SegmentCopier
 from pipelines.build.encode import EncodeJob, SegmentWorker
 from pipelines.build.inventory import choose_rewriting, keep_plan, make_plan, require_model, take_inventory
 from pipelines.build.membership import read_stored
-from pipelines.build.plan import name_run, require_room
+from pipelines.build.plan import memory_needed, name_run, require_memory, require_room
 from pipelines.build.progress import EncodedSegment, Progress, ProgressKeeper, begin, read_progress
 from pipelines.build.publishing import publish_version, show_version, summarise
 from pipelines.build.purge import Purged, purge
@@ -112,6 +114,9 @@ def prepare(surveyed: Surveyed, settings: Settings) -> Prepared:
     inventory = take_inventory(surveyed)
     plan = make_plan(surveyed, inventory, settings)
     require_room(plan, surveyed.request.map_url)
+    if surveyed.request.workers == "here":  # where Ray runs them, Ray knows its machines
+        largest = max((len(partition.images) for partition in inventory.cuts), default=0)
+        require_memory(plan, memory_bytes(), lambda workers: memory_needed(surveyed.encoder, largest, workers))
     return Prepared(
         request=surveyed.request,
         storage=surveyed.storage,
@@ -209,6 +214,7 @@ def _progress(prepared: Prepared) -> Progress:
         run_id=plan.run_id,
         mode=plan.mode,
         recipe=plan.recipe,
+        device=device_named(prepared.request.device).type,
         segments_planned=len(inventory.cuts),
         photos_planned=sum(len(partition.images) for partition in inventory.cuts),
         started_at_s=time.time(),

@@ -9,6 +9,7 @@ from infra.leases import lease
 from infra.observability import Stopwatch
 from infra.settings import Settings
 from pipelines.build.build import encode, prepare, purge_map, rewrite, survey, watched
+from pipelines.build.price import price, read_prices
 from pipelines.build.publishing import publish_version, summarise
 from pipelines.build.request import BuildRequest, BuildSummary
 from pipelines.engine.flow import require_server, show, stage
@@ -48,7 +49,8 @@ def _run(request: BuildRequest) -> BuildSummary:
     with watched(surveyed, settings), lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
         with clock.stage("catalog"):
             prepared = stage("plan", lambda: prepare(surveyed, settings))
-        show(f"{request.mode}-plan", prepared.plan, "What this run is going to do")
+        priced = price(prepared, read_prices(settings.prices))
+        show(f"{request.mode}-plan", priced, "What this run is going to do, and what that takes")
         with clock.stage("encode"):
             lost = stage("encode", lambda: encode(prepared, settings))
         with clock.stage("rewrite"):

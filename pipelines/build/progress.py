@@ -46,6 +46,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     """`build` or `backfill`."""
     recipe: str
+    device: str
+    """The kind of device of the network: cpu, or cuda."""
     segments_planned: int
     photos_planned: int
     """In these."""

@@ -257,6 +257,7 @@ def progress() -> Progress:
         run_id="0011223344556677",
         mode="build",
         recipe="tiny",
+        device="cpu",
         segments_planned=3,
         photos_planned=192,
         segments_finished=2,

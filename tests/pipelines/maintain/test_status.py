@@ -131,7 +131,7 @@ def test_a_run_at_work_that_has_long_finished_nothing_is_not_passed_over(tmp_pat
 
 
 def test_where_there_is_no_map_it_says_so_and_writes_nothing(tmp_path: Path):
-    with pytest.raises(MapMissing, match="no map here.*Build one: folio build"):
+    with pytest.raises(MapMissing, match=r"no map here.*Build one: folio build"):
         status(open_storage(str(tmp_path / "map"), SETTINGS))
 
     assert not (tmp_path / "map").exists()
