@@ -98,3 +98,12 @@ class Stopwatch:
     def seconds(self) -> dict[str, float]:
         """Give the seconds of each stage, in the order they were first entered."""
         return dict(self._seconds)
+
+
+def in_time(seconds: float) -> str:
+    """Say a time so that a person sees its size: 42 s, 17 min, 5.2 h, 3.1 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5_400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86_400:.1f} days"

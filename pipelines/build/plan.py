@@ -70,7 +70,7 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.photos_listed:,} photos listed, {self.photos_rejected:,} rejected, {self.photos_known:,} known, "
             f"{self.photos_dropped:,} to be dropped",
             f"work    {self.photos_to_encode:,} photos in {self.segments_to_encode:,} segments to encode with {self.recipe}"
-            f"{'' if self.trained else ' (untrained)'} with {self.workers} workers",
+            f"{'' if self.trained else ' (untrained)'}, {self.workers} at once",
             *([f"merge   {merging}"] if self.segments_to_merge else []),
             f"index   quantizer {self.quantizer}",
             f"memory  up to {self.memory_bytes / 1e9:.1f} GB",
@@ -108,7 +108,7 @@ def decode_plan(data: bytes, *, where: str) -> BuildPlan:
 
 
 def bytes_per_photo(encoder: Encoder) -> int:
-    """Count what one photo takes in a segment at most: descriptor and its code, local features with patch and reliability, its row."""
+    """Count what one photo takes in a segment at most: descriptor, its code, local features with patch and reliability, row."""
     per_feature = bytes_per_feature(encoder.local_dim, encoder.local_precision)
     return 3 * encoder.descriptor_dim + encoder.max_local_features * per_feature + 400
 

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from fol_model.inference import device_named
+from infra.observability import in_time
 from infra.storage import Storage
 from pipelines.build.plan import BuildPlan, measure_speed
 from pipelines.build.progress import WRITE_EVERY_S, read_progress
@@ -76,7 +77,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         """Say it to a person."""
         money = f"{self.compute_cost + self.requests_cost:,.2f} {self.currency}"
         return [
-            f"time    {self.hours:,.2f} h at {self.photos_per_second:,.1f} photos/s, {self.measured}: "
+            f"time    {in_time(self.hours * 3600)} at {self.photos_per_second:,.1f} photos/s, {self.measured}: "
             f"{self.cpu_core_hours:,.2f} core hours, {self.gpu_hours:,.2f} GPU hours",
             f"store   {self.write_requests:,} writes and {self.read_requests:,} reads over the network",
             f"money   about {money}: {self.compute_cost:,.2f} for machines, {self.requests_cost:,.2f} for requests; then "

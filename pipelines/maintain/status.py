@@ -14,6 +14,7 @@ import msgspec
 
 from infra.commits import head_or_none
 from infra.leases import GC, live_leases
+from infra.observability import in_time
 from infra.storage import ObjectInfo, Storage
 from pipelines.build.progress import Progress, read_progress
 from schemas import layout
@@ -218,12 +219,3 @@ def _run_lines(run: UnfinishedRun) -> list[str]:
     if run.segments_set_aside:
         lines.append(f"         {run.segments_set_aside:,} segments set aside: their workers died again and again")
     return lines
-
-
-def in_time(seconds: float) -> str:
-    """Say a time so that a person sees its size: 42 s, 17 min, 5.2 h, 3.1 days."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5_400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86_400:.1f} days"

@@ -19,7 +19,7 @@ def test_a_plan_says_what_is_encoded_merged_dropped_and_what_becomes_of_the_quan
 
     assert plan.lines() == [
         "6 photos listed, 1 rejected, 2 known, 7 to be dropped",
-        "work    3 photos in 1 segments to encode with tiny (untrained) with 2 workers",
+        "work    3 photos in 1 segments to encode with tiny (untrained), 2 at once",
         "merge   5 segments with 1,234 photos, without the network",
         "index   quantizer will be trained: the map has grown from 300 to 1,500 photos, more than 4 times",
         "memory  up to 1.8 GB",

@@ -13,13 +13,14 @@ from click.testing import CliRunner
 
 from infra.leases import lease
 from infra.metrics import METRICS, NEWEST_MANIFEST, PHOTOS_SEEN, SEGMENTS_LEFT
+from infra.observability import in_time
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from pipelines.build.encode import SegmentWorker
 from pipelines.build.progress import EncodedSegment, progress_path, read_progress
 from pipelines.cli import main
 from pipelines.engine.partition import Partition
-from pipelines.maintain.status import MapStatus, in_time, status
+from pipelines.maintain.status import MapStatus, status
 from pipelines.maintain.verify import verify
 from schemas.errors import MapMissing
 from schemas.manifest import encode_json
