@@ -94,7 +94,7 @@ def name_run(mode: str, model_fingerprint: str, photo_keys: Sequence[str]) -> st
 def memory_needed(encoder: Encoder, photos: int, workers: int) -> int:
     """Network once, and for each worker a decoder (512 MB at most), a segment's descriptors and one buffered Zarr shard."""
     decoder, zarr_shard = 512 << 20, 64 << 20
-    return encoder.weight_bytes + workers * (decoder + zarr_shard + photos * encoder.descriptor_dim * 2) + (600 << 20)
+    return encoder.weight_bytes + workers * (decoder + zarr_shard + photos * encoder.descriptor_dim * 2) + (900 << 20)
 
 
 def decode_plan(data: bytes, *, where: str) -> BuildPlan:
