@@ -121,13 +121,17 @@ def lease(storage: Storage, *, run_id: str, action: str, pins: Sequence[int] = (
             storage.delete(held.path)
 
 
-def live_leases(storage: Storage) -> list[Lease]:
+def live_leases(storage: Storage, *, now: datetime | None = None) -> list[Lease]:
     """List the leases that count now, by path. One that is damaged counts too, as one of an action `unknown`.
+
+    Args:
+        storage: of the map.
+        now: what time it is, for who may not write; None: by the store's clock, which is asked by writing.
 
     Raises:
         StorageError: the store cannot be asked.
     """
-    now = store_now(storage)
+    now = now or store_now(storage)
     ages_s = {info.path: _age_s(info, now) for info in storage.list("runs") if _LEASE.fullmatch(info.path)}
     live = [(_read(storage, path), age_s) for path, age_s in ages_s.items() if age_s < LIFETIME_S]
     return [one for one, age_s in live if one and (one.action != GC or age_s < GC_LIFETIME_S)]

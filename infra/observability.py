@@ -1,18 +1,26 @@
 """What a person sees of a run: log lines, a progress bar, and how long each stage took."""
 
+import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from threading import Lock
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 from tqdm import tqdm
 
 SIGNED_REQUESTS: Final = ("aiobotocore", "botocore")
 """Loggers that at debug level write whole requests, with the access key and a signature made with the secret one."""
+
+TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+_FIELDS: Final[ContextVar[Mapping[str, str]]] = ContextVar("log fields", default=MappingProxyType({}))
+"""What the log records of this thread are about."""
 
 T = TypeVar("T")
 
@@ -22,13 +30,44 @@ Watcher = Callable[[str, int, int], None]
 _WATCHER: Final[ContextVar[Watcher | None]] = ContextVar("watcher", default=None)
 
 
-def configure_logging(level: str) -> None:
-    """Send log records of this process to stderr, from `level` ("debug", "info", "warning" or "error") upwards."""
+def configure_logging(level: str, style: str = "text") -> None:
+    """Send log records of this process to stderr.
+
+    Args:
+        level: "debug", "info", "warning" or "error", and what is graver.
+        style: "text", or "json": one object a line, with the fields of `log_fields`.
+    """
     for name in SIGNED_REQUESTS:
         logging.getLogger(name).setLevel(logging.INFO)
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if style == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+@contextmanager
+def log_fields(**fields: str) -> Iterator[None]:
+    """Say what the log records of this thread are about while the block runs, as `run_id` or `segment_id`."""
+    token = _FIELDS.set({**_FIELDS.get(), **fields})
+    try:
+        yield
+    finally:
+        _FIELDS.reset(token)
+
+
+class _JsonLines(logging.Formatter):
+    """Writes a record as one line of JSON, whatever stands in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_FIELDS.get(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
 
 
 def progress(items: Iterable[T], *, total: int, unit: str, description: str) -> Iterator[T]:
@@ -97,3 +136,12 @@ class Stopwatch:
     def seconds(self) -> dict[str, float]:
         """Give the seconds of each stage, in the order they were first entered."""
         return dict(self._seconds)
+
+
+def in_time(seconds: float) -> str:
+    """Say a time so that a person sees its size: 42 s, 17 min, 5.2 h, 3.1 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5_400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86_400:.1f} days"

@@ -18,6 +18,8 @@ MAX_DEFAULT_THREADS: Final = 8
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
+LOG_FORMATS: Final = ("text", "json")
+
 HUB: Final = "https://huggingface.co"
 
 _OPEN_URL: Final = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
@@ -41,6 +43,21 @@ class Settings:
 
     log_level: str = "warning"
     """FOLIO_LOG: debug, info, warning or error. Default: warning."""
+
+    log_format: str = "text"
+    """FOLIO_LOG_FORMAT: text, or json: one object a line, with the ids of run and segment. Default: text."""
+
+    metrics_port: int | None = None
+    """FOLIO_METRICS_PORT: Prometheus may scrape a build here while it runs. Default: none."""
+
+    metrics_address: str = "127.0.0.1"
+    """FOLIO_METRICS_ADDRESS: where that port listens. Default: this machine alone."""
+
+    metrics_file: Path | None = None
+    """FOLIO_METRICS_FILE: a .prom file for node-exporter's textfile collector, kept up to date by a build. Default: none."""
+
+    prices: Path | None = None
+    """FOLIO_PRICES: a TOML file of prices for `--plan`. Default: those of `pipelines/build/prices.toml`."""
 
     s3_endpoint_url: str | None = None
     """`folio --endpoint`, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: an S3 server other than AWS."""
@@ -83,16 +100,37 @@ def settings_from(variables: Mapping[str, str]) -> Settings:
     hub = (variables.get("HF_ENDPOINT") or HUB).rstrip("/")
     if not hub.startswith(("http://", "https://")):
         raise FolioError(_refusal("HF_ENDPOINT", hub, "a URL that begins with http:// or https://"))
+    log_format = variables.get("FOLIO_LOG_FORMAT") or "text"
+    if log_format not in LOG_FORMATS:
+        raise FolioError(_refusal("FOLIO_LOG_FORMAT", log_format, " or ".join(LOG_FORMATS)))
+    metrics_file = variables.get("FOLIO_METRICS_FILE")
+    if metrics_file and not metrics_file.endswith(".prom"):
+        raise FolioError(_refusal("FOLIO_METRICS_FILE", metrics_file, "a name ending with .prom: node-exporter reads no other"))
     models = variables.get("FOLIO_MODELS")
+    prices = variables.get("FOLIO_PRICES")
     return Settings(
         threads=int(threads),
         log_level=log_level,
+        log_format=log_format,
+        metrics_port=_port(variables),
+        metrics_address=variables.get("FOLIO_METRICS_ADDRESS") or "127.0.0.1",
+        metrics_file=Path(metrics_file).expanduser() if metrics_file else None,
+        prices=Path(prices).expanduser() if prices else None,
         s3_endpoint_url=_endpoint(variables),
         ray_address=variables.get("RAY_ADDRESS") or None,
         prefect_api_url=variables.get("PREFECT_API_URL") or None,
         models=Path(models).expanduser() if models else _models_folder(variables.get("XDG_DATA_HOME")),
         hub=hub,
     )
+
+
+def _port(variables: Mapping[str, str]) -> int | None:
+    port = variables.get("FOLIO_METRICS_PORT")
+    if not port:
+        return None
+    if not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise FolioError(_refusal("FOLIO_METRICS_PORT", port, "a whole number from 1 to 65535"))
+    return int(port)
 
 
 def _endpoint(variables: Mapping[str, str]) -> str | None:

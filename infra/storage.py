@@ -34,6 +34,7 @@ from uuid import uuid4
 
 import fsspec
 
+from infra.metrics import METRICS, STORE_RETRIES
 from infra.settings import Settings
 from schemas.errors import ObjectMissing, StorageError
 
@@ -423,6 +424,7 @@ class FsspecStorage:
                 if not transient or attempt == ATTEMPTS - 1 or time.monotonic() + pause_s > end:
                     raise _failure(where, verb, error) from error
                 LOG.info("%s: could not %s this: %s; trying again", _printable(where), verb, _reason(error))
+                METRICS.add(STORE_RETRIES, 1, verb)
                 time.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 

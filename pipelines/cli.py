@@ -117,7 +117,15 @@ BUILDING = _options(
     ),
     WEIGHTS,
     UTM_ZONE,
-    click.option("--plan", "plan_only", is_flag=True, help="Print the work, memory and disk it would take, and stop."),
+    click.option(
+        "--plan", "plan_only", is_flag=True, help="Print the work, time, memory, disk and money it would take, and stop."
+    ),
+    click.option(
+        "--prices",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Prices for --plan, as TOML.  [default: FOLIO_PRICES, or list prices of 2026]",
+    ),
     click.option("--workers", type=click.Choice(["here", "ray"]), default="here", help="Encode in this process, or on Ray."),
     DEVICE,
     click.option("--single-writer", is_flag=True, help="Publish to a store that does not refuse a second writer."),
@@ -301,6 +309,21 @@ def versions(map_url: str, as_json: bool) -> None:
         _print_json(found)
         return
     _print_lines(line.line() for line in found)
+
+
+@main.command(cls=_Command, epilog="folio status s3://maps/lund")
+@MAP
+@JSON
+def status(map_url: str, as_json: bool) -> None:
+    """Say how the map at MAP is: its newest version and its age, who is at work, how far unfinished runs are, what to do next.
+
+    Writes nothing, and asks the store about ten times, however many photos there are.
+    """
+    from infra.storage import open_storage
+    from pipelines.maintain.status import status as look
+
+    found = look(open_storage(map_url, _settings()))
+    _finish(found, found.lines(), {}, as_json=as_json, strict=False)
 
 
 @main.command(cls=_Command, epilog="folio rollback s3://maps/lund 41")
@@ -651,21 +674,23 @@ def demo(directory: str) -> None:
         click.echo(line)
 
 
-def _build(*, as_json: bool, strict: bool, plan_only: bool, prefect: bool, **options: Any) -> None:
+def _build(*, as_json: bool, strict: bool, plan_only: bool, prices: str | None, prefect: bool, **options: Any) -> None:
     from pipelines.build.build import plan_build, run_build
-    from pipelines.build.plan import measure_speed
+    from pipelines.build.price import price, read_prices
     from pipelines.build.request import BuildRequest
 
     settings = _settings()
     request = BuildRequest(**options)
     if plan_only:
-        prepared = plan_build(request, settings)
-        speed = measure_speed(prepared.encoder)
+        table = read_prices(Path(prices) if prices else settings.prices)
+        priced = price(plan_build(request, settings), table)
         if as_json:
-            _print_json(prepared.plan)
+            _print_json(priced)
         else:
-            _print_lines(prepared.plan.lines(speed))
+            _print_lines(priced.lines())
         return
+    if prices:
+        raise click.UsageError("--prices is for --plan")
     if prefect or settings.prefect_api_url:
         with changed_environment(PREFECT_ENVIRONMENT):
             from pipelines.build.flow import run_as_flow
@@ -678,7 +703,7 @@ def _build(*, as_json: bool, strict: bool, plan_only: bool, prefect: bool, **opt
 
 def _settings() -> Settings:
     settings = Settings.from_environment()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     return settings
 
 

@@ -6,6 +6,7 @@ DESCRIPTOR_CODES = "descriptor_codes.zarr"
 LOCAL_FEATURES = "local_features.zarr"
 REJECTS = "rejects.parquet"
 PLAN = "plan.json"
+PROGRESS = "progress.json"
 TOMBSTONES = "tombstones"
 
 

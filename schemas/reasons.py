@@ -1,5 +1,6 @@
 """Why a photo cannot be used: the codes of `rejects.parquet`, each with its meaning."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -45,3 +46,8 @@ class RejectReason(StrEnum):
     of what was taken down would itself keep it."""
     GAVE_UP = "gave-up"
     """The workers that held it were lost too often; the other photos of its partition are set aside with it."""
+
+
+def in_words(reasons: Mapping[str, int]) -> str:
+    """Say counts by reason in one phrase."""
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())

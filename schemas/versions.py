@@ -23,6 +23,7 @@ FORMATS: Final[dict[str, int]] = {
     "retired": 1,
     "tombstones": 1,
     "plan": 2,
+    "progress": 1,
     "index_receipt": 1,
     "results": 1,
     "geotags": 2,

@@ -7,14 +7,17 @@ from typing import Any
 import ray
 
 from infra.cluster import Cluster
+from infra.metrics import METRICS, STORE_RETRIES
+from infra.observability import configure_logging
 from infra.settings import Settings, set_environment
 from infra.storage import open_storage
 from pipelines.build.encode import EncodeJob, SegmentWorker
+from pipelines.build.progress import EncodedSegment
 from pipelines.build.shards import ShardTask, ShardWorker
 from pipelines.engine.model import load_encoder
 from pipelines.engine.partition import Partition
 from pipelines.engine.threads import use_threads
-from schemas.manifest import ObjectRef, Receipt
+from schemas.manifest import ObjectRef
 
 
 class _EncodeActor:
@@ -23,12 +26,17 @@ class _EncodeActor:
     def __init__(self, job: EncodeJob, environment: Mapping[str, str]) -> None:
         set_environment(environment)
         use_threads(1)  # one partition at a time, one core each: more cores are used by more actors
+        settings = Settings.from_environment()
+        configure_logging(settings.log_level, settings.log_format)
         encoder = load_encoder(job.recipe, weights=Path(job.weights) if job.weights else None, device=job.device)
-        self._worker = SegmentWorker(job, encoder, Settings.from_environment())
+        self._worker = SegmentWorker(job, encoder, settings)
 
-    def run(self, partition: Partition) -> Receipt:
-        """Encode a partition."""
-        return self._worker.run(partition, lambda: None)
+    def run(self, partition: Partition) -> EncodedSegment:
+        """Encode a partition. The driver counts what was done, so this process has no port or file of its own to watch."""
+        METRICS.clear()
+        done = self._worker.run(partition, lambda: None)
+        done.tally.store_retries = {verb: count for (verb,), count in METRICS.samples(STORE_RETRIES)}
+        return done
 
 
 class _ShardActor:

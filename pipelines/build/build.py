@@ -6,21 +6,28 @@ are fixed by its plan, so that the map comes out the same. Readers see the versi
 manifest.
 """
 
+import logging
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
+from fol_model.inference import device_named
 from infra.cluster import ray_cluster
 from infra.commits import head_or_none, probe
 from infra.leases import lease
-from infra.observability import Stopwatch, progress_bar
+from infra.machine import memory_bytes
+from infra.metrics import METRICS, PHOTOS_SEEN, exported
+from infra.observability import Stopwatch, log_fields, progress_bar
 from infra.settings import Settings
 from infra.storage import open_storage
 from pipelines.build.compact import Rewriting, SegmentCopier
 from pipelines.build.encode import EncodeJob, SegmentWorker
 from pipelines.build.inventory import choose_rewriting, keep_plan, make_plan, require_model, take_inventory
 from pipelines.build.membership import read_stored
-from pipelines.build.plan import name_run, require_room
-from pipelines.build.publishing import publish_version, summarise
+from pipelines.build.plan import memory_needed, name_run, require_memory, require_room
+from pipelines.build.progress import EncodedSegment, Progress, ProgressKeeper, begin, read_progress
+from pipelines.build.publishing import publish_version, show_version, summarise
 from pipelines.build.purge import Purged, purge
 from pipelines.build.request import DEFAULT_RECIPE, BuildRequest, BuildSummary, Prepared, Surveyed
 from pipelines.catalog.sources import Catalog, list_photos
@@ -28,8 +35,9 @@ from pipelines.engine.model import load_encoder, weights_file
 from pipelines.engine.partition import Partition
 from pipelines.engine.run import Outcome, run_here, run_on_ray
 from schemas.errors import CatalogError
-from schemas.manifest import Receipt
 from schemas.reasons import RejectReason
+
+_log = logging.getLogger(__name__)
 
 
 def run_build(request: BuildRequest, settings: Settings) -> BuildSummary:
@@ -37,7 +45,7 @@ def run_build(request: BuildRequest, settings: Settings) -> BuildSummary:
     clock = Stopwatch()
     with clock.stage("catalog"):
         surveyed = survey(request, settings)
-    with lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
+    with watched(surveyed, settings), lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
         with clock.stage("catalog"):
             prepared = prepare(surveyed, settings)
         with clock.stage("encode"):
@@ -49,6 +57,19 @@ def run_build(request: BuildRequest, settings: Settings) -> BuildSummary:
         with clock.stage("purge"):
             purged = purge_map(prepared, check=held.require)
     return summarise(prepared, published, purged, clock)
+
+
+@contextmanager
+def watched(surveyed: Surveyed, settings: Settings) -> Iterator[None]:
+    """Name the run in the log and count it for Prometheus while the block runs.
+
+    Raises:
+        WorkError: the port or file that the settings name cannot be used.
+    """
+    mode, url = surveyed.request.mode, surveyed.storage.url
+    with log_fields(run_id=surveyed.run_id), exported(settings, {"map": url, "action": mode}):
+        _log.info("%s of %s: %d photos listed", mode, url, len(surveyed.catalog.images))
+        yield
 
 
 def plan_build(request: BuildRequest, settings: Settings) -> Prepared:
@@ -93,6 +114,9 @@ def prepare(surveyed: Surveyed, settings: Settings) -> Prepared:
     inventory = take_inventory(surveyed)
     plan = make_plan(surveyed, inventory, settings)
     require_room(plan, surveyed.request.map_url)
+    if surveyed.request.workers == "here":  # where Ray runs them, Ray knows its machines
+        largest = max((len(partition.images) for partition in inventory.cuts), default=0)
+        require_memory(plan, memory_bytes(), lambda workers: memory_needed(surveyed.encoder, largest, workers))
     return Prepared(
         request=surveyed.request,
         storage=surveyed.storage,
@@ -121,8 +145,24 @@ def encode(prepared: Prepared, settings: Settings) -> list[Partition]:
         weights=request.weights,
         device=request.device,
         limits=request.limits,
+        run_id=prepared.plan.run_id,
     )
-    return [outcome.task for outcome in _run(prepared, job, settings) if outcome.result is None]
+    if prepared.inventory.head:
+        show_version(prepared.inventory.head)
+    if not prepared.partitions:
+        return []
+    keeper = ProgressKeeper(storage, _progress(prepared))
+    lost = []
+    try:
+        for outcome in _run(prepared, job, settings):
+            if outcome.result is None:
+                lost.append(outcome.task)
+                keeper.set_aside()
+            else:
+                keeper.finished(outcome.result)
+    finally:
+        keeper.write()
+    return lost
 
 
 def rewrite(prepared: Prepared, settings: Settings) -> Rewriting:
@@ -166,14 +206,35 @@ def _require_a_position(request: BuildRequest, catalog: Catalog) -> None:
         )
 
 
-def _run(prepared: Prepared, job: EncodeJob, settings: Settings) -> Iterator[Outcome[Partition, Receipt]]:
+def _progress(prepared: Prepared) -> Progress:
+    """Say where the run stands before it encodes: what an earlier start of it has finished counts."""
+    storage, inventory, plan = prepared.storage, prepared.inventory, prepared.plan
+    receipts = {name: inventory.stored[name].receipt for name in inventory.planned if name in inventory.stored}
+    started = Progress(
+        run_id=plan.run_id,
+        mode=plan.mode,
+        recipe=plan.recipe,
+        device=device_named(prepared.request.device).type,
+        segments_planned=len(inventory.cuts),
+        photos_planned=sum(len(partition.images) for partition in inventory.cuts),
+        started_at_s=time.time(),
+    )
+    return begin(started, receipts, read_progress(storage, plan.run_id) if receipts else None)
+
+
+def _run(prepared: Prepared, job: EncodeJob, settings: Settings) -> Iterator[Outcome[Partition, EncodedSegment]]:
     with progress_bar(prepared.plan.photos_to_encode, unit="photo", description="encode") as bar:
+
+        def seen(photos: int = 1) -> None:
+            METRICS.add(PHOTOS_SEEN, photos)
+            bar.update(photos)
+
         if prepared.request.workers == "here":
             yield from run_here(
                 prepared.partitions,
                 lambda: SegmentWorker(job, prepared.encoder, settings),
                 threads=settings.threads,
-                on_photo=bar.update,
+                on_photo=seen,
             )
         elif prepared.partitions:
             with ray_cluster(settings) as cluster:
@@ -183,5 +244,5 @@ def _run(prepared: Prepared, job: EncodeJob, settings: Settings) -> Iterator[Out
                     prepared.partitions,
                     encode_actors(job, cluster),
                     cluster.workers,
-                    on_task=lambda task: bar.update(len(task.images)),
+                    on_task=lambda task: seen(len(task.images)),
                 )

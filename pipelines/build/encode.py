@@ -4,6 +4,8 @@ The same function runs in a thread of the command and inside a Ray actor (`actor
 photo is encoded by itself, so neither its neighbours nor the number of workers can change it.
 """
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +13,17 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float16
 
 from fol_model.inference import EncodedPhoto, Encoder
 from infra.arrays import LocalFeaturesWriter, write_descriptor_codes
 from infra.commits import write_receipt
+from infra.observability import log_fields
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import descriptor_column, write_table
+from pipelines.build.progress import EncodedSegment, SegmentTally
 from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.reading import PhotoReader
@@ -32,6 +37,8 @@ from schemas.local_features import LocalFeatures
 from schemas.manifest import BBox, ObjectRef, Receipt
 from schemas.rejects import REJECTS
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeJob:
@@ -42,6 +49,8 @@ class EncodeJob:
     weights: str | None
     device: str
     limits: PhotoLimits
+    run_id: str
+    """For the log."""
 
 
 class SegmentWorker:
@@ -52,10 +61,19 @@ class SegmentWorker:
         self._encoder = encoder
         self._reader = PhotoReader(settings, job.limits)
         self._decoder = PhotoDecoder(job.limits)
+        self._run_id = job.run_id
 
-    def run(self, task: Partition, on_photo: Callable[[], None]) -> Receipt:
+    def run(self, task: Partition, on_photo: Callable[[], None]) -> EncodedSegment:
         """Encode a partition. Doing it twice changes nothing: the first receipt stands."""
-        return encode_partition(task, self._storage, self._encoder, self._reader, self._decoder, on_photo)
+        tally, start = SegmentTally(), time.perf_counter()
+        with log_fields(run_id=self._run_id, segment_id=task.segment_id):
+            receipt = encode_partition(task, self._storage, self._encoder, self._reader, self._decoder, on_photo, tally=tally)
+            tally.worker_s = time.perf_counter() - start
+            _log.info(
+                "segment %s: %d photos, %d rejected, %.1f s, of them %.1f s in the network",
+                *(task.segment_id, tally.photos, tally.rejected.total(), tally.worker_s, tally.network_s),
+            )
+        return EncodedSegment(receipt=receipt, tally=tally)
 
     def close(self) -> None:
         """Stop the decoder process."""
@@ -69,10 +87,13 @@ def encode_partition(
     reader: PhotoReader,
     decoder: PhotoDecoder,
     on_photo: Callable[[], None],
+    *,
+    tally: SegmentTally | None = None,
 ) -> Receipt:
     """Encode the photos of a partition into a segment.
 
-    Photos that cannot be used land in the segment's `rejects.parquet`; the others are not affected.
+    Photos that cannot be used land in the segment's `rejects.parquet`; the others are not affected. What became of them is
+    counted in `tally`, also where the receipt that stands is another attempt's: the work was done.
 
     Returns:
         The receipt that stands for this segment: ours, or that of an attempt that finished first.
@@ -88,11 +109,15 @@ def encode_partition(
         dim=encoder.local_dim,
         precision=encoder.local_precision,
     )
+    tally = tally or SegmentTally()
+    tally.photos = len(partition.images)
+    tally.size_bytes = pc.sum(partition.images["size_bytes"]).as_py() or 0
     kept: list[int] = []
     rejects: list[dict[str, Any]] = []
     descriptors = np.empty((len(partition.images), encoder.descriptor_dim), np.float16)
-    for row, photo in _encode_photos(partition.images, encoder, reader, decoder):
+    for row, photo in _encode_photos(partition.images, encoder, reader, decoder, tally):
         if isinstance(photo, PhotoError):
+            tally.rejected[photo.reason.value] += 1
             rejects.append(reject_row(partition.images, row, "encode", photo))
         else:
             descriptors[len(kept)] = photo.descriptor
@@ -158,7 +183,7 @@ def bounding_box(images: pa.Table) -> BBox:
 
 
 def _encode_photos(
-    images: pa.Table, encoder: Encoder, reader: PhotoReader, decoder: PhotoDecoder
+    images: pa.Table, encoder: Encoder, reader: PhotoReader, decoder: PhotoDecoder, tally: SegmentTally
 ) -> Iterator[tuple[int, EncodedPhoto | PhotoError]]:
     """Encode in batches of the size the encoder likes (1 on CPU); rows come in order within each batch's good and bad ones."""
     batch: list[tuple[int, np.ndarray]] = []
@@ -168,7 +193,9 @@ def _encode_photos(
         except PhotoError as error:
             yield row, error
         if len(batch) == encoder.batch_size or (batch and row == len(images) - 1):
+            start = time.perf_counter()
             encoded = encoder.encode([pixels for _, pixels in batch])
+            tally.network_s += time.perf_counter() - start
             yield from zip((number for number, _ in batch), encoded, strict=True)
             batch.clear()
 

@@ -8,7 +8,8 @@ from prefect import flow
 from infra.leases import lease
 from infra.observability import Stopwatch
 from infra.settings import Settings
-from pipelines.build.build import encode, prepare, purge_map, rewrite, survey
+from pipelines.build.build import encode, prepare, purge_map, rewrite, survey, watched
+from pipelines.build.price import price, read_prices
 from pipelines.build.publishing import publish_version, summarise
 from pipelines.build.request import BuildRequest, BuildSummary, Mode
 from pipelines.engine.flow import require_places, require_server, show, show_photos, show_seconds, shown, stage
@@ -59,10 +60,11 @@ def _run(request: BuildRequest) -> BuildSummary:
     with shown(name, request.map_url, settings):
         with clock.stage("catalog"):
             surveyed = stage("catalog", lambda: survey(request, settings))
-        with lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
+        with watched(surveyed, settings), lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
             with clock.stage("catalog"):
                 prepared = stage("plan", lambda: prepare(surveyed, settings))
-            show(f"{name}-plan", prepared.plan, "What this run is going to do")
+            priced = price(prepared, read_prices(settings.prices))
+            show(f"{name}-plan", priced, "What this run is going to do, and what that takes")
             with clock.stage("encode"):
                 lost = stage("encode", lambda: encode(prepared, settings))
             with clock.stage("rewrite"):

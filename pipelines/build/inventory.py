@@ -25,7 +25,7 @@ from pipelines.build.membership import (
     without_taken_down,
 )
 from pipelines.build.merging import allowed_photos, choose
-from pipelines.build.plan import BuildPlan, bytes_per_photo, decode_plan, memory_needed
+from pipelines.build.plan import SEGMENT_BYTES, BuildPlan, bytes_per_photo, decode_plan, index_bytes, memory_needed
 from pipelines.build.request import BuildRequest, Inventory, Surveyed
 from pipelines.build.tombstones import read_tombstones
 from pipelines.build.tune import settled
@@ -111,8 +111,10 @@ def make_plan(surveyed: Surveyed, inventory: Inventory, settings: Settings) -> B
             extend=request.mode == "backfill",
         ),
         workers=min(settings.threads, max(1, len(todo))),
-        memory_bytes=memory_needed(encoder, largest, settings.threads),
-        store_bytes=(to_encode + rewriting.photos) * bytes_per_photo(encoder),
+        memory_bytes=memory_needed(encoder, largest, min(settings.threads, max(1, len(todo)))),
+        store_bytes=(to_encode + rewriting.photos) * bytes_per_photo(encoder)
+        + (len(todo) + len(rewriting.partitions)) * SEGMENT_BYTES
+        + (index_bytes(encoder, photos) if to_encode or rewriting.photos else 0),
         base=head.version if head else None,
         reused=sorted(inventory.reused),
     )

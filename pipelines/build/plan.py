@@ -3,9 +3,10 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -16,7 +17,12 @@ from schemas.local_features import bytes_per_feature
 from schemas.manifest import decode_document
 from schemas.versions import FORMATS
 
-TRIAL_PHOTOS = 3
+SEGMENT_BYTES: Final = 48_000
+"""Of a segment beside its photos: the index of a shard of its arrays, metadata, and the footers of three tables."""
+
+EXACT_PHOTOS: Final = 256
+
+TRIAL_PHOTOS: Final = 3
 """Forward passes timed for the estimate; the first warms up and is not counted."""
 
 
@@ -40,7 +46,7 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     """Most that all workers should need at once."""
     store_bytes: int
-    """At most that many are added to the map's store by segments."""
+    """At most that many are added to the map's store, by segments and the index."""
     photos_dropped: int = 0
     """In the map now, and not in what it would become."""
     segments_to_merge: int = 0
@@ -57,19 +63,18 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
     """The seal; see `schemas.manifest`. Empty until the document is written."""
 
-    def lines(self, speed: "SpeedEstimate") -> list[str]:
+    def lines(self) -> list[str]:
         """Say it to a person."""
         merging = f"{self.segments_to_merge:,} segments with {self.photos_to_copy:,} photos, without the network"
         return [
             f"{self.photos_listed:,} photos listed, {self.photos_rejected:,} rejected, {self.photos_known:,} known, "
             f"{self.photos_dropped:,} to be dropped",
             f"work    {self.photos_to_encode:,} photos in {self.segments_to_encode:,} segments to encode with {self.recipe}"
-            f"{'' if self.trained else ' (untrained)'}, about {speed.seconds(self):,.0f} s with {self.workers} workers",
+            f"{'' if self.trained else ' (untrained)'}, {self.workers} at once",
             *([f"merge   {merging}"] if self.segments_to_merge else []),
             f"index   quantizer {self.quantizer}",
             f"memory  up to {self.memory_bytes / 1e9:.1f} GB",
             f"disk    up to {self.store_bytes / 1e6:,.1f} MB more in the map's store",
-            "nothing was written",
         ]
 
 
@@ -80,10 +85,6 @@ class SpeedEstimate:
     photos_per_second: float
     """Of one worker, without fetching and decoding."""
 
-    def seconds(self, plan: BuildPlan) -> float:
-        """Estimate the time of the encoding."""
-        return plan.photos_to_encode / (self.photos_per_second * plan.workers)
-
 
 def name_run(mode: str, model_fingerprint: str, photo_keys: Sequence[str]) -> str:
     """Name a run by what it is to do: 16 hex digits, the same when it is started again."""
@@ -93,7 +94,7 @@ def name_run(mode: str, model_fingerprint: str, photo_keys: Sequence[str]) -> st
 def memory_needed(encoder: Encoder, photos: int, workers: int) -> int:
     """Network once, and for each worker a decoder (512 MB at most), a segment's descriptors and one buffered Zarr shard."""
     decoder, zarr_shard = 512 << 20, 64 << 20
-    return encoder.weight_bytes + workers * (decoder + zarr_shard + photos * encoder.descriptor_dim * 2) + (600 << 20)
+    return encoder.weight_bytes + workers * (decoder + zarr_shard + photos * encoder.descriptor_dim * 2) + (900 << 20)
 
 
 def decode_plan(data: bytes, *, where: str) -> BuildPlan:
@@ -107,9 +108,17 @@ def decode_plan(data: bytes, *, where: str) -> BuildPlan:
 
 
 def bytes_per_photo(encoder: Encoder) -> int:
-    """Count what one photo takes in the store at most: descriptor, local features with patch and reliability, and its row."""
+    """Count what one photo takes in a segment at most: descriptor, its code, local features with patch and reliability, row."""
     per_feature = bytes_per_feature(encoder.local_dim, encoder.local_precision)
-    return 2 * encoder.descriptor_dim + encoder.max_local_features * per_feature + 400
+    return 3 * encoder.descriptor_dim + encoder.max_local_features * per_feature + 400
+
+
+def index_bytes(encoder: Encoder, photos: int) -> int:
+    """Count what the index of so many photos takes at most.
+
+    A small map has descriptors as float32; a larger one as much as 256 of them in its quantizer, and a code and an id a photo.
+    """
+    return 4 * encoder.descriptor_dim * min(photos, EXACT_PHOTOS) + 140 * photos
 
 
 def measure_speed(encoder: Encoder) -> SpeedEstimate:
@@ -120,6 +129,27 @@ def measure_speed(encoder: Encoder) -> SpeedEstimate:
     for _ in range(TRIAL_PHOTOS - 1):
         encoder.encode([photo])
     return SpeedEstimate(photos_per_second=(TRIAL_PHOTOS - 1) / (time.perf_counter() - start))
+
+
+def require_memory(plan: BuildPlan, there_bytes: int | None, needed: Callable[[int], int]) -> None:
+    """Refuse a build whose workers this machine has no memory for, and name how many it has.
+
+    Args:
+        plan: of the build.
+        there_bytes: of the machine or container; None: not known, so nothing is refused.
+        needed: bytes for so many workers.
+
+    Raises:
+        PlanError: it would not fit.
+    """
+    if there_bytes is None or not plan.photos_to_encode or plan.memory_bytes <= there_bytes:
+        return
+    fits = next((workers for workers in range(plan.workers - 1, 0, -1) if needed(workers) <= there_bytes), 0)
+    remedy = f"FOLIO_THREADS={fits} would fit" if fits else f"One worker takes {needed(1) / 1e9:.1f} GB: use a larger machine"
+    raise PlanError(
+        f"the build would need up to {plan.memory_bytes / 1e9:.1f} GB of memory with {plan.workers} workers, but this machine or "
+        f"container has {there_bytes / 1e9:.1f} GB. Nothing was written. {remedy}, a smaller network, or Ray on other machines."
+    )
 
 
 def require_room(plan: BuildPlan, map_url: str) -> None:

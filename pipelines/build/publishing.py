@@ -1,9 +1,11 @@
 """segments ▶ version: select the photos, index them, publish the next manifest if it differs, and say what was done."""
 
+import logging
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict
+from datetime import datetime
 from importlib.metadata import version
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pyarrow.compute as pc
 
 from fol_model.inference import Reranker
 from infra.commits import publish
+from infra.metrics import MAP_PHOTOS, MAP_VERSION, METRICS, NEWEST_MANIFEST
 from infra.observability import Stopwatch
 from infra.settings import Settings
 from infra.tables import read_table, write_table
@@ -33,7 +36,7 @@ from pipelines.build.membership import (
 )
 from pipelines.build.merging import allowed_photos, choose, conflict, is_mergeable
 from pipelines.build.purge import Purged
-from pipelines.build.request import BuildSummary, Prepared, Published, in_words
+from pipelines.build.request import BuildSummary, Prepared, Published
 from pipelines.build.shards import ShardTask, make_here
 from pipelines.build.shards_on_ray import make_on_ray
 from pipelines.build.tombstones import Tombstones, read_tombstones
@@ -44,8 +47,10 @@ from schemas import layout
 from schemas.calibration import Calibration, encode_calibration
 from schemas.errors import CatalogError
 from schemas.manifest import Manifest, ObjectRef, Producer, Receipt, SegmentEntry, ShardEntry
-from schemas.reasons import RejectReason
+from schemas.reasons import RejectReason, in_words
 from schemas.rejects import REJECTS
+
+_log = logging.getLogger(__name__)
 
 
 def publish_version(
@@ -76,6 +81,8 @@ def publish_version(
     write_table(storage, where, rejects, kind="rejects")
     drafts = _Drafts(prepared, rewriting, encoded, _count_reasons(prepared, rejects), settings)
     manifest = publish(storage, drafts.make, check=check)
+    show_version(manifest)
+    _log.info("version %d, %d photos", manifest.version, manifest.statistics["photos"])
     stored = read_stored(storage, fingerprint, known=encoded)
     return Published(
         manifest=manifest,
@@ -85,6 +92,13 @@ def publish_version(
         rejected=drafts.reasons,
         rejects=f"{storage.url}/{where}",
     )
+
+
+def show_version(manifest: Manifest) -> None:
+    """Tell Prometheus which version is the newest, and from when: what the map lags behind."""
+    METRICS.set(MAP_VERSION, manifest.version)
+    METRICS.set(MAP_PHOTOS, manifest.statistics["photos"])
+    METRICS.set(NEWEST_MANIFEST, datetime.fromisoformat(manifest.created_at).timestamp())
 
 
 def _last_resort(head: Manifest | None) -> str:

@@ -19,6 +19,7 @@ from pipelines.engine.model import untrained_note
 from pipelines.engine.partition import Partition, PartitionConfig
 from pipelines.ivfpq import IndexConfig
 from schemas.manifest import Manifest
+from schemas.reasons import in_words
 
 Mode = Literal["build", "backfill"]
 
@@ -169,8 +170,3 @@ class BuildSummary(msgspec.Struct, frozen=True, kw_only=True):
         if not self.trained:
             lines.append(untrained_note(self.recipe))
         return lines
-
-
-def in_words(reasons: dict[str, int]) -> str:
-    """Say counts by reason in one phrase."""
-    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())

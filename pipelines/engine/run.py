@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from infra.metrics import METRICS, SEGMENT_RETRIES
 from schemas.errors import FolioError, WorkError
 
 ATTEMPTS: Final = 3
@@ -197,4 +198,5 @@ class _Hand(Generic[T]):
         if self.is_there and self.given:
             first, (task, attempt) = next(iter(self.given.items()))
             self.given[first] = task, attempt + 1
+            METRICS.add(SEGMENT_RETRIES)
         self.is_there, self.sign, self._look_at = False, None, time.monotonic() + LOOK_S

@@ -46,6 +46,7 @@ _RECEIPT: Final = re.compile(r"receipts/([0-9a-f]+)\.json")
 _TAG: Final = re.compile(r"tags/[^/]+\.json")
 _LEASE: Final = re.compile(r"runs/[^/]+/lease(-[0-9a-f]+)?\.json")
 _PLAN: Final = re.compile(r"runs/[^/]+/plan\.json")
+_PROGRESS: Final = re.compile(r"runs/[^/]+/progress\.json")
 _INDEX_RECEIPT: Final = re.compile(r"runs/[^/]+/index-[0-9a-f]+\.json")
 _SEGMENT_FILE: Final = re.compile(
     r"(segments/[0-9a-f]+/[0-9a-f]+)/((images|descriptors|rejects)\.parquet|(descriptor_codes|local_features)\.zarr/.+)"
@@ -56,7 +57,7 @@ _RUN_REJECTS: Final = re.compile(r"runs/[^/]+/rejects\.parquet")
 _PASSING: Final = re.compile(r"runs/(probe-[0-9a-f]+/\d+|clock-[0-9a-f]+)")
 """Left by a process that was killed while it tried the store or asked for the time."""
 
-_DOCUMENTS: Final = (_MANIFEST, _PUBLISHED, _RETIRED, _RECEIPT, _TAG, _LEASE, _PLAN, _INDEX_RECEIPT, _RUN_REJECTS)
+_DOCUMENTS: Final = (_MANIFEST, _PUBLISHED, _RETIRED, _RECEIPT, _TAG, _LEASE, _PLAN, _PROGRESS, _INDEX_RECEIPT, _RUN_REJECTS)
 
 D = TypeVar("D")
 

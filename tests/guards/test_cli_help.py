@@ -23,6 +23,7 @@ COMMANDS = {
     "report",
     "rollback",
     "sample-city",
+    "status",
     "tag",
     "takedown",
     "train",
@@ -83,7 +84,7 @@ def test_an_unknown_option_is_a_usage_error() -> None:
 
 def test_help_imports_none_of_the_heavy_libraries() -> None:
     """Else each `folio --help` would take seconds."""
-    heavy = {"torch", "ray", "prefect", "faiss", "pyarrow", "bokeh", "huggingface_hub"}
+    heavy = {"torch", "ray", "prefect", "faiss", "pyarrow", "bokeh", "huggingface_hub", "prometheus_client"}
     probe = f"import sys, pipelines.cli; print({heavy} & set(sys.modules))"
 
     start = time.perf_counter()

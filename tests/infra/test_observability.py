@@ -1,11 +1,13 @@
 import io
+import json
 import logging
 import sys
+import threading
 import time
 
 import pytest
 
-from infra.observability import Stopwatch, configure_logging, progress, progress_bar
+from infra.observability import Stopwatch, configure_logging, log_fields, progress, progress_bar
 
 
 def fail_slowly() -> None:
@@ -79,3 +81,44 @@ def test_log_lines_from_the_chosen_level_on_go_to_stderr(capsys: pytest.CaptureF
     written = capsys.readouterr().err
     assert "WARNING folio.build: 3 photos set aside" in written
     assert "hidden" not in written
+
+
+def test_as_json_each_line_is_an_object_with_the_ids_of_run_and_segment(capsys: pytest.CaptureFixture[str]):
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        configure_logging("info", "json")
+        with log_fields(run_id="0011"):
+            with log_fields(segment_id="ab"):
+                logging.getLogger("folio.build").info("two\nlines of %s", "text")
+            logging.getLogger("folio.build").warning("later")
+        try:
+            fail_slowly()
+        except OSError:
+            logging.getLogger("folio.build").exception("failed")
+    finally:
+        root.handlers[:], root.level = before, level
+
+    first, second, third = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (first["level"], first["logger"], first["message"]) == ("info", "folio.build", "two\nlines of text")
+    assert (first["run_id"], first["segment_id"]) == ("0011", "ab")
+    assert second["run_id"] == "0011"
+    assert "segment_id" not in second
+    assert "run_id" not in third
+    assert third["traceback"].endswith("OSError: closed")
+    assert first["time"] <= second["time"] <= third["time"]
+
+
+def test_fields_of_one_thread_are_not_those_of_another(capsys: pytest.CaptureFixture[str]):
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        configure_logging("info", "json")
+        with log_fields(segment_id="ab"):
+            other = threading.Thread(target=lambda: logging.getLogger("folio").info("hello"))
+            other.start()
+            other.join()
+    finally:
+        root.handlers[:], root.level = before, level
+
+    assert "segment_id" not in json.loads(capsys.readouterr().err)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from infra.tables import descriptor_column
 from pipelines.build.plan import BuildPlan
+from pipelines.build.progress import Progress
 from pipelines.ivfpq import IndexConfig, IvfPqParameters
 from schemas.calibration import Calibration, ConfidenceFit, Evidence, PoolFit
 from schemas.coverage import COVERAGE
@@ -251,6 +252,27 @@ def plan() -> BuildPlan:
     )
 
 
+def progress() -> Progress:
+    return Progress(
+        run_id="0011223344556677",
+        mode="build",
+        recipe="tiny",
+        device="cpu",
+        segments_planned=3,
+        photos_planned=192,
+        segments_finished=2,
+        photos_finished=128,
+        rejected={"truncated": 3},
+        started_at_s=1_795_000_000.0,
+        last_receipt_at_s=1_795_000_032.0,
+        photos_since_start=64,
+        bytes_since_start=6_400_000,
+        worker_s=32.0,
+        network_s=30.0,
+        segments_since_start=1,
+    )
+
+
 def index_receipt() -> IndexReceipt:
     """A quantizer that a run has trained."""
     return IndexReceipt(
@@ -346,6 +368,7 @@ DOCUMENTS = {
     "receipt": receipt,
     "manifest": manifest,
     "plan": plan,
+    "progress": progress,
     "index_receipt": index_receipt,
     "tag": tag,
     "lease": lease,

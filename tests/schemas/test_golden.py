@@ -13,6 +13,7 @@ from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import descriptor_matrix, read_table_facts
 from pipelines.build.plan import decode_plan
+from pipelines.build.progress import decode_progress
 from pipelines.ivfpq import ShardSearcher, make_shard
 from schemas import versions
 from schemas.errors import FormatError, MapError
@@ -40,6 +41,7 @@ DECODERS = {
     "lease": decode_lease,
     "retired": decode_retired,
     "plan": decode_plan,
+    "progress": decode_progress,
     "index_receipt": decode_index_receipt,
 }
 """Of the sealed documents."""

@@ -3,10 +3,9 @@
 import msgspec
 import pytest
 
-from pipelines.build.plan import SpeedEstimate, name_run
+from pipelines.build.plan import name_run, require_memory
+from schemas.errors import PlanError
 from tests.schemas import samples
-
-SPEED = SpeedEstimate(photos_per_second=0.5)
 
 
 def test_a_plan_says_what_is_encoded_merged_dropped_and_what_becomes_of_the_quantizer():
@@ -18,19 +17,35 @@ def test_a_plan_says_what_is_encoded_merged_dropped_and_what_becomes_of_the_quan
         quantizer="will be trained: the map has grown from 300 to 1,500 photos, more than 4 times",
     )
 
-    assert plan.lines(SPEED) == [
+    assert plan.lines() == [
         "6 photos listed, 1 rejected, 2 known, 7 to be dropped",
-        "work    3 photos in 1 segments to encode with tiny (untrained), about 3 s with 2 workers",
+        "work    3 photos in 1 segments to encode with tiny (untrained), 2 at once",
         "merge   5 segments with 1,234 photos, without the network",
         "index   quantizer will be trained: the map has grown from 300 to 1,500 photos, more than 4 times",
         "memory  up to 1.8 GB",
         "disk    up to 0.1 MB more in the map's store",
-        "nothing was written",
     ]
 
 
 def test_a_plan_without_merging_does_not_speak_of_it():
-    assert not any(line.startswith("merge") for line in samples.plan().lines(SPEED))
+    assert not any(line.startswith("merge") for line in samples.plan().lines())
+
+
+def test_a_build_that_memory_has_no_room_for_is_refused_with_the_workers_that_would_fit():
+    plan = msgspec.structs.replace(samples.plan(), workers=8, memory_bytes=9_000_000_000)
+
+    with pytest.raises(PlanError, match=r"9\.0 GB of memory with 8 workers.*has 4\.0 GB\. Nothing was written\. FOLIO_THREADS=3"):
+        require_memory(plan, 4_000_000_000, lambda workers: (1 + workers) * 1_000_000_000)
+    with pytest.raises(PlanError, match=r"One worker takes 5\.0 GB: use a larger machine"):
+        require_memory(plan, 4_000_000_000, lambda workers: (4 + workers) * 1_000_000_000)
+
+
+def test_memory_that_is_enough_or_unknown_and_a_build_of_nothing_are_not_refused():
+    plan = msgspec.structs.replace(samples.plan(), memory_bytes=9_000_000_000)
+
+    require_memory(plan, 9_000_000_000, lambda workers: 0)
+    require_memory(plan, None, lambda workers: 0)
+    require_memory(msgspec.structs.replace(plan, photos_to_encode=0), 1, lambda workers: 0)
 
 
 @pytest.mark.parametrize(("one", "other", "same"), [(["a", "b"], ["b", "a"], True), (["a"], ["b"], False)])
