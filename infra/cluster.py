@@ -72,6 +72,7 @@ def ray_cluster(settings: Settings) -> Iterator[Cluster]:
                 ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.WARNING)
             else:
                 ray.init(
+                    address="local",  # not that of another run which is under way on this machine
                     num_cpus=settings.threads,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
