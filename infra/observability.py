@@ -96,6 +96,10 @@ class ProgressBar:
                 self._done += count
                 self._watcher(self._description, self._done, self._total)
 
+    def say(self, what: str) -> None:
+        """Put a word behind the bar, with its next step."""
+        self._bar.set_postfix_str(what, refresh=False)
+
     def __enter__(self) -> "ProgressBar":
         return self
 

@@ -22,6 +22,7 @@ from infra.observability import progress
 from infra.storage import Storage
 from infra.tables import read_table
 from pipelines.build.plan import decode_plan
+from pipelines.build.progress import decode_progress
 from schemas import layout
 from schemas.errors import DamagedError, MapError, MapMissing, ObjectMissing
 from schemas.manifest import (
@@ -249,6 +250,7 @@ def _check_documents(storage: Storage, listed: Iterable[str], problems: list[Pro
         (_RETIRED, decode_retired, "a mark of retirement"),
         (_LEASE, decode_lease, "a lease"),
         (_PLAN, decode_plan, "a plan"),
+        (_PROGRESS, decode_progress, "how far a run came"),
         (_INDEX_RECEIPT, decode_index_receipt, "the receipt of a part of an index"),
     )
     of_kind = [(path, decode, needed) for path in listed for pattern, decode, needed in kinds if pattern.fullmatch(path)]

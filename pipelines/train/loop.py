@@ -16,7 +16,6 @@ from typing import Final, Protocol
 import msgspec
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from fol_model.checkpoints import start_weights
 from fol_model.config import Recipe
@@ -25,7 +24,7 @@ from fol_model.training.door import fitted_weights, trained_card
 from fol_model.training.learner import AllReduce, Batch, Learner, StepReport, TrainingDiverged
 from fol_model.training.places import PlaceSampler, share_of
 from fol_model.weights import State
-from infra.observability import progress_bar
+from infra.observability import ProgressBar, progress_bar
 from infra.settings import Settings
 from pipelines.train.data import TrainingSet
 from pipelines.train.loading import PhotoLoader, ViewConfig
@@ -178,7 +177,7 @@ class _Loop:
                     self._save()
                     started = self._clock()
 
-    def _note(self, report: StepReport, batch: Batch, epoch: int, *, seconds: float, waited: float, bar: "tqdm[None]") -> None:
+    def _note(self, report: StepReport, batch: Batch, epoch: int, *, seconds: float, waited: float, bar: ProgressBar) -> None:
         """Show and keep what a step did."""
         images = len(batch.places) * self._team.size
         self._lines.append(
@@ -199,7 +198,7 @@ class _Loop:
         terms = " ".join(f"{name.rstrip('_')} {value:.3g}" for name, value in report.losses.items())
         speed = images / max(seconds, 1e-9)
         said = f"loss {report.total:.3f} ({terms}), {report.pseudo_correspondences} pairs, {speed:.1f} images/s"
-        bar.set_postfix_str(said, refresh=False)
+        bar.say(said)
         bar.update()
         self._quiet = 0 if report.pseudo_correspondences else self._quiet + 1
         if self._quiet == QUIET_STEPS and self._team.rank == 0:

@@ -89,7 +89,9 @@ def work(as_: As) -> None:
     with as_("publisher") as settings:
         prepared = prepare(survey(request, settings), settings)
     with as_("worker") as settings:
-        job = EncodeJob(map_url=MAP, recipe="tiny", weights=None, device="auto", limits=request.limits)
+        job = EncodeJob(
+            map_url=MAP, recipe="tiny", weights=None, device="auto", limits=request.limits, run_id=prepared.plan.run_id
+        )
         worker = SegmentWorker(job, prepared.encoder, settings)
         for partition in prepared.partitions:
             worker.run(partition, lambda: None)

@@ -44,6 +44,7 @@ KINDS: Final = {
     "mark of retirement": r"retired/.*",
     "lease": r"runs/.*/lease.*",
     "plan": r"runs/.*/plan\.json",
+    "progress": r"runs/.*/progress\.json",
     "receipt of an index": r"runs/.*/index-.*\.json",
     "rejects of a run": r"runs/.*/rejects\.parquet",
 }
@@ -55,6 +56,7 @@ STAND_ALONE: Final = (
     "mark of retirement",
     "lease",
     "plan",
+    "progress",
     "receipt of an index",
     "rejects of a run",
 )
