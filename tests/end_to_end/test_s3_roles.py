@@ -4,6 +4,7 @@ A proxy enforces them in front of the S3 server, as AWS would; in the slow test 
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
@@ -124,6 +125,7 @@ def work(as_: As) -> None:
         storage = open_storage(MAP, settings)
         for path in GARBAGE:
             storage.put(path, b"left behind")
+    time.sleep(2)  # a store says in whole seconds how old an object is
     with as_("gc") as settings:
         collected = gc(open_storage(MAP, settings), older_than=timedelta(0), delete=True)
         assert set(GARBAGE) <= set(collected.paths)
