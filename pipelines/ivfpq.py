@@ -1,4 +1,4 @@
-"""IVF-PQ with FAISS: derive parameters, train, make shards, search. The only file that imports faiss.
+"""IVF-PQ with FAISS: derive parameters, train, make shards, search. With `short_codes.py` the only file that imports faiss.
 
 A map has one trained quantizer: the first principal axes of its descriptors, a coarse quantizer of `nlist` cells and product
 quantization to `code_bytes` bytes a photo. It is stored once, as an empty index behind its projection. A shard holds only the
