@@ -13,6 +13,10 @@ class GeotagStatus(StrEnum):
 
     ANSWERED = "answered"
     UNKNOWN = "unknown"  # "don't know": no position is better than a wrong one
+    INTERPOLATED = "interpolated"  # between answered photos of its sequence, not from its own pixels
+    ACCEPTED = "accepted"  # by hand: the best position was right after all
+    CORRECTED = "corrected"  # by hand: a position that a person gave
+    REFUSED = "refused"  # by hand: no position
 
 
 GEOTAGS: Final = pa.schema(
@@ -27,6 +31,11 @@ GEOTAGS: Final = pa.schema(
         pa.field("expected_error_m", pa.float64()),
         pa.field("support", pa.float64(), nullable=False),  # share of the evidence that agrees, 0 to 1
         pa.field("probability", pa.float64()),  # that the best position, given or not, is within 25 m; null: map not calibrated
+        pa.field("best_lat_deg", pa.float64()),  # the best supported position, given or not; null: none; likewise the two below
+        pa.field("best_lon_deg", pa.float64()),
+        pa.field("best_error_m", pa.float64()),
+        pa.field("sequence_id", pa.string()),  # photos with the same were decided on together, in the order they were taken
+        pa.field("duplicate_of", pa.string()),  # query_id of a photo with the same bytes, which was answered in its place
         pa.field("matched_uri", pa.string()),  # the best candidate, also when unknown; null on an empty answer
         pa.field("matched_image_id", pa.string()),
         pa.field("matches", pa.int32()),
@@ -38,4 +47,6 @@ GEOTAGS: Final = pa.schema(
         *GEOMETRY_FIELDS,
     ]
 )
-"""File facts (metadata entry `folio`): map_version, model, trained. Format 1 had no probability."""
+"""File facts (metadata entry `folio`): map_version, model, trained.
+
+Format 1 had no probability, format 2 none of the five that follow it."""

@@ -26,7 +26,7 @@ FORMATS: Final[dict[str, int]] = {
     "progress": 1,
     "index_receipt": 1,
     "results": 1,
-    "geotags": 2,
+    "geotags": 3,
     "metrics": 1,
     "coverage": 1,
 }

@@ -22,15 +22,22 @@ def locate(votes: Sequence[Vote], config: PositionConfig, confidence: Confidence
     """
     group = best_group(votes, config)
     if group is None:
-        return _unknown("no photo of the map has anything in common with it", probability=None if confidence is None else 0.0)
+        return Location(
+            lat_deg=None,
+            lon_deg=None,
+            expected_error_m=None,
+            support=0.0,
+            probability=None if confidence is None else 0.0,
+            reason="no photo of the map has anything in common with it",
+        )
     likely = None if confidence is None else probability(confidence, signals_of(votes, group))
     needed = None if confidence is None else needed_probability(confidence, config.precision)
     if confidence is None or likely is None or needed is None:
         return _by_agreement(votes, group, config, likely)
+    reason = None
     if likely < needed:
         reason = f"probability {likely:.2f}, and {needed:.2f} is needed for answers of which {config.precision:.0%} are right"
-        return _unknown(reason, support=group.support, probability=likely)
-    return _answer(group, likely, factor=confidence.error_factor)
+    return _decided(group, likely, reason, factor=confidence.error_factor)
 
 
 def fitted_pool(base: PoolConfig, fit: PoolFit | None) -> PoolConfig:
@@ -44,27 +51,26 @@ def needed_probability(confidence: ConfidenceFit, precision: float) -> float | N
 
 
 def _by_agreement(votes: Sequence[Vote], group: Group, config: PositionConfig, likely: float | None) -> Location:
-    share = group.support
-    if share < config.min_support:
+    reason = None
+    if group.support < config.min_support:
         needed = f"{config.min_support:.0%} are needed"
-        reason = f"candidates disagree: the largest group holds {share:.0%} of the evidence, {needed}"
-        return _unknown(reason, support=share, probability=likely)
-    if votes[0].matches < config.min_matches:
+        reason = f"candidates disagree: the largest group holds {group.support:.0%} of the evidence, {needed}"
+    elif votes[0].matches < config.min_matches:
         reason = f"only {votes[0].matches} local features match, {config.min_matches} are needed"
-        return _unknown(reason, support=share, probability=likely)
-    return _answer(group, likely, factor=1.0)
+    return _decided(group, likely, reason, factor=1.0)
 
 
-def _answer(group: Group, likely: float | None, *, factor: float) -> Location:
+def _decided(group: Group, likely: float | None, reason: str | None, *, factor: float) -> Location:
+    """The place of a group, given when there is no reason against it."""
+    error_m = group.radius_m * factor
     return Location(
-        lat_deg=group.lat_deg,
-        lon_deg=group.lon_deg,
-        expected_error_m=group.radius_m * factor,
+        lat_deg=None if reason else group.lat_deg,
+        lon_deg=None if reason else group.lon_deg,
+        expected_error_m=None if reason else error_m,
         support=group.support,
         probability=likely,
-        reason=None,
+        reason=reason,
+        best_lat_deg=group.lat_deg,
+        best_lon_deg=group.lon_deg,
+        best_error_m=error_m,
     )
-
-
-def _unknown(reason: str, *, support: float = 0.0, probability: float | None = None) -> Location:
-    return Location(lat_deg=None, lon_deg=None, expected_error_m=None, support=support, probability=probability, reason=reason)

@@ -80,6 +80,11 @@ class Location:
     """That the best supported place, given or not, is within 25 m of the truth; None: the map is not calibrated."""
     reason: str | None
     """Why not known; None for an answer."""
+    best_lat_deg: float | None = None
+    """The best supported place, given or not; None: the photo has nothing in common with the map."""
+    best_lon_deg: float | None = None
+    best_error_m: float | None = None
+    """Radius meant to hold nine of ten such places."""
 
 
 def best_group(votes: Sequence[Vote], config: PositionConfig) -> Group | None:

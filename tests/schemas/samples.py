@@ -302,11 +302,12 @@ def geotags() -> pa.Table:
     place = {"lat_deg": 55.7001, "lon_deg": 13.1902, "expected_error_m": 12.5}
     answer = {"status": "answered", **place, "support": 0.875, "probability": 0.96875}
     best = {"matched_uri": URIS[1], "matched_image_id": image_id(URIS[1]), "matches": 31, "cosine": 0.625}
-    unknown = {"status": "unknown", "reason": "candidates disagree", "support": 0.25}
+    unknown = {"status": "unknown", "reason": "candidates disagree", "support": 0.25, "duplicate_of": image_id(URIS[0])}
+    supported = {"best_lat_deg": 55.7001, "best_lon_deg": 13.1902, "best_error_m": 12.5, "sequence_id": "walk"}
     nothing = dict.fromkeys(["lat_deg", "lon_deg", "expected_error_m"])
     return with_points(
         [
-            {"query_id": image_id(URIS[0]), "uri": URIS[0], **common, **answer, **best},
+            {"query_id": image_id(URIS[0]), "uri": URIS[0], **common, **answer, **supported, **best},
             {"query_id": image_id(URIS[2]), "uri": URIS[2], **common, **nothing, **unknown},
         ],
         GEOTAGS,

@@ -127,9 +127,18 @@ def disagreeing() -> list[Vote]:
     ],
 )
 def test_what_is_not_known_says_why_and_gives_no_position(votes: Sequence[Vote], support: float, reason: str):
-    assert locate(votes, CONFIG) == Location(
-        lat_deg=None, lon_deg=None, expected_error_m=None, support=support, probability=None, reason=reason
-    )
+    location = locate(votes, CONFIG)
+
+    assert (location.lat_deg, location.lon_deg, location.expected_error_m) == (None, None, None)
+    assert (location.support, location.probability, location.reason) == (support, None, reason)
+
+
+def test_the_best_supported_place_is_told_also_where_it_is_not_given():
+    location = locate(disagreeing(), CONFIG)
+
+    assert location.lat_deg is None
+    assert (location.best_lat_deg, location.best_lon_deg) == pytest.approx(LUND)
+    assert location.best_error_m is not None
 
 
 def test_just_enough_matches_are_enough():
