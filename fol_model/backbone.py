@@ -37,6 +37,16 @@ class BackboneFeatures:
     strength: Float[Tensor, "B N"] | None = None
     """How much there is to see in each patch, 0 to 1, where the backbone measures it."""
 
+    def as_float32(self) -> "BackboneFeatures":
+        """The same in float32."""
+        return BackboneFeatures(
+            patches=self.patches.float(),
+            token=self.token.float(),
+            attention=self.attention.float(),
+            taps=tuple(tap.float() for tap in self.taps),
+            strength=None if self.strength is None else self.strength.float(),
+        )
+
 
 class Backbone(nn.Module):
     """Images to patch tokens, class token and class attention."""

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor, nn
 
 from fol_model.aggregation import Aggregator, guide_of
-from fol_model.backbone import Backbone
+from fol_model.backbone import Backbone, BackboneFeatures
 from fol_model.config import GradientConfig, Recipe
 from fol_model.gradient_backbone import GradientBackbone
 from fol_model.local_decoder import LocalDecoder, most_confident, pack, patch_of_row
@@ -93,6 +93,8 @@ class FoL(nn.Module):
         self.aggregator = VladAggregator(recipe) if recipe.aggregation == "vlad" else Aggregator(recipe)
         self.decoder = LocalDecoder(recipe)
         self.reb = ReliabilityBranch(config.tap_dim) if recipe.mode == "folpp" else None
+        self.backbone_dtype = torch.float32
+        """What `extract` computes the backbone in; everything after it is in float32."""
 
     def forward(self, images: Float32[Tensor, "B 3 S S"]) -> Sight:
         """Look at images.
@@ -104,8 +106,9 @@ class FoL(nn.Module):
         Raises:
             ValueError: the size does not suit the recipe.
         """
-        g = self.recipe.grid_side_at(images.shape[-1])
-        features = self.backbone(images)
+        return self._seen(self.backbone(images), self.recipe.grid_side_at(images.shape[-1]))
+
+    def _seen(self, features: BackboneFeatures, g: int) -> Sight:
         learnt = None if self.reb is None else self.reb(features.taps).flatten(1)
         by_attention = learnt is None or self.recipe.dustbin == "attention"
         guide = guide_of(features.attention, self.recipe.attention_floor) if by_attention else learnt
@@ -133,8 +136,10 @@ class FoL(nn.Module):
     @torch.no_grad()
     def extract(self, images: Float32[Tensor, "N 3 S S"]) -> Extraction:
         """Describe images for a map, without gradients; otherwise as `forward`."""
-        sight = self(images)
-        g = sight.mask.shape[-1]
+        g = self.recipe.grid_side_at(images.shape[-1])
+        with torch.autocast(images.device.type, self.backbone_dtype, enabled=self.backbone_dtype != torch.float32):
+            features = self.backbone(images)
+        sight = self._seen(features.as_float32(), g)
         reliability = sight.reliability.view(-1, g, g)
         rows = patch_of_row(g, self.recipe.local_stride).to(images.device)
         packed = [pack(dense, kept, rows) for dense, kept in zip(sight.local, sight.mask, strict=True)]

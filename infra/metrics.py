@@ -57,6 +57,8 @@ SEGMENT_RETRIES: Final = _counter("folio_segment_retries_total", "Segments and s
 STORE_RETRIES: Final = _counter("folio_store_retries_total", "Requests to a store made again after a failure.", "verb")
 WORKER_SECONDS: Final = _counter("folio_worker_seconds_total", "Seconds that workers spent on finished segments.")
 NETWORK_SECONDS: Final = _counter("folio_network_seconds_total", "Those of them that they spent in the network.")
+WAITED_SECONDS: Final = _counter("folio_waiting_seconds_total", "Those of them in which the network waited for photos.")
+PHOTOS_READY: Final = _gauge("folio_photos_ready", "Decoded photos waiting for the network: mean of the last finished segment.")
 SEGMENTS_LEFT: Final = _gauge("folio_segments_left", "Segments of this run without a receipt.")
 PHOTOS_LEFT: Final = _gauge("folio_photos_left", "Photos of these segments.")
 MAP_VERSION: Final = _gauge("folio_map_version", "Newest version of the map.")
@@ -77,6 +79,8 @@ DECLARED: Final = (
     STORE_RETRIES,
     WORKER_SECONDS,
     NETWORK_SECONDS,
+    WAITED_SECONDS,
+    PHOTOS_READY,
     SEGMENTS_LEFT,
     PHOTOS_LEFT,
     MAP_VERSION,

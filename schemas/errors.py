@@ -6,6 +6,7 @@
     ├── ModelError              unknown recipe, missing or misshapen weights, a map made with another network
     ├── PlanError               the work would not fit; refused before anything is spent
     ├── WorkError               a worker was lost too often, or the machinery around the work cannot be used
+    │   └── DeviceError         a GPU fails: another one may do the same work
     ├── StorageError            the store did not answer, or not as it must
     │   ├── ObjectMissing       an object that was asked for is not there
     │   └── ConditionsIgnored   the store does not honour create-if-absent, so two writers could overwrite each other
@@ -59,6 +60,10 @@ class PlanError(FolioError):
 
 class WorkError(FolioError):
     """The work was given up: a worker was lost too often, or Ray or Prefect cannot be used as asked."""
+
+
+class DeviceError(WorkError):
+    """A GPU is gone, has no memory left or gives no numbers; what it was at work on is not done."""
 
 
 class StorageError(FolioError):

@@ -35,6 +35,8 @@ class RejectReason(StrEnum):
     """Decoding took longer than the limit and was stopped."""
     DECODER_CRASHED = "decoder-crashed"
     """The decoder died of this photo, or asked for more memory than the limit."""
+    NO_DESCRIPTOR = "no-descriptor"
+    """It decodes, but the network gives zeros or NaN for it, also when asked again. The other photos of its segment are fine."""
     CHANGED = "changed"
     """The file changed between being listed and being encoded. Run the build again."""
     DUPLICATE_NAME = "duplicate-name"

@@ -1,8 +1,10 @@
 """The Ray actors of a build: one holds a network and encodes one partition after another, the other makes shards."""
 
+import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 
@@ -17,7 +19,13 @@ from pipelines.build.shards import ShardTask, ShardWorker
 from pipelines.engine.model import load_encoder
 from pipelines.engine.partition import Partition
 from pipelines.engine.threads import use_threads
+from schemas.errors import DeviceError
 from schemas.manifest import ObjectRef
+
+DEVICE_LOST: Final = 75
+"""Exit status of an actor whose GPU fails: EX_TEMPFAIL, try again."""
+
+_log = logging.getLogger(__name__)
 
 
 class _EncodeActor:
@@ -28,13 +36,22 @@ class _EncodeActor:
         use_threads(1)  # one partition at a time, one core each: more cores are used by more actors
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format)
-        encoder = load_encoder(job.recipe, weights=Path(job.weights) if job.weights else None, device=job.device)
+        weights = Path(job.weights) if job.weights else None
+        encoder = load_encoder(job.recipe, weights=weights, device=job.device, arithmetic=settings.arithmetic)
         self._worker = SegmentWorker(job, encoder, settings)
 
     def run(self, partition: Partition) -> EncodedSegment:
-        """Encode a partition. The driver counts what was done, so this process has no port or file of its own to watch."""
+        """Encode a partition. The driver counts what was done, so this process has no port or file of its own to watch.
+
+        A GPU that fails ends this process: Ray starts another, on another GPU if need be, and the partition is given out again,
+        as when the machine is lost.
+        """
         METRICS.clear()
-        done = self._worker.run(partition, lambda: None)
+        try:
+            done = self._worker.run(partition, lambda: None)
+        except DeviceError as error:
+            _log.error("worker ends: %s", error)
+            os._exit(DEVICE_LOST)
         done.tally.store_retries = {verb: count for (verb,), count in METRICS.samples(STORE_RETRIES)}
         return done
 

@@ -89,7 +89,7 @@ def survey(request: BuildRequest, settings: Settings) -> Surveyed:
     recipe = request.recipe or (head.model.recipe if head else DEFAULT_RECIPE)
     weights = weights_file(recipe, request.weights, settings)
     request = replace(request, weights=str(weights) if weights else None)  # so that workers need not look for them
-    encoder = load_encoder(recipe, weights=weights, device=request.device)
+    encoder = load_encoder(recipe, weights=weights, device=request.device, arithmetic=settings.arithmetic)
     if head:
         require_model(request, encoder, head)
     catalog = list_photos(

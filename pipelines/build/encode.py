@@ -1,14 +1,19 @@
 """images ▶ segment: encode one partition and put the result into the map's store, whole or not at all.
 
-The same function runs in a thread of the command and inside a Ray actor (`actors.py`) and gives byte-identical files: on CPU each
-photo is encoded by itself, so neither its neighbours nor the number of workers can change it.
+    fetch, decode, prepare (`catalog.loading`, ahead) ▶ network ▶ local features (behind) ▶ tables, receipt
+
+The stages overlap, with bounded queues between them: the worker's own thread does nothing but feed the network. The same function
+runs in a thread of the command and inside a Ray actor (`actors.py`) and gives byte-identical files: on CPU each photo is encoded
+by itself, so neither its neighbours nor the number of workers can change it.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
 import numpy as np
@@ -16,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float16
 
-from fol_model.inference import EncodedPhoto, Encoder
+from fol_model.inference import DeviceLostError, EncodedPhoto, Encoder, PreparedPhoto, use_threads
 from infra.arrays import LocalFeaturesWriter, write_descriptor_codes
 from infra.commits import write_receipt
 from infra.observability import log_fields
@@ -26,16 +31,30 @@ from infra.tables import descriptor_column, write_table
 from pipelines.build.progress import EncodedSegment, SegmentTally
 from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.loading import PhotoLoader
 from pipelines.catalog.reading import PhotoReader
-from pipelines.catalog.rows import load_photo, reject_row
+from pipelines.catalog.rows import reject_row
+from pipelines.engine.behind import Behind
 from pipelines.engine.partition import Partition
 from schemas import layout
 from schemas.descriptor_codes import to_codes
 from schemas.descriptors import descriptors_schema
-from schemas.errors import ModelError, PhotoError
+from schemas.errors import DeviceError, ModelError, PhotoError
 from schemas.local_features import LocalFeatures
 from schemas.manifest import BBox, ObjectRef, Receipt
+from schemas.reasons import RejectReason
 from schemas.rejects import REJECTS
+
+AHEAD: Final = 6
+"""Photos that are fetched, decoded or ready beyond two batches of the network."""
+
+BEHIND: Final = 64
+"""Photos whose local features wait to be written: 3 MB of the usual ones. What is slow is a shard of them, every few seconds."""
+
+DECODERS_BESIDE_CPU: Final = 2
+"""Most decoders of a worker whose network runs on the processor: one keeps up, a second one helps where the store is slow."""
+
+Loader: TypeAlias = PhotoLoader[PreparedPhoto]
 
 _log = logging.getLogger(__name__)
 
@@ -53,39 +72,60 @@ class EncodeJob:
     """For the log."""
 
 
+def most_decoders(encoder: Encoder) -> int:
+    """Say how many decoder processes a worker may come to have: beside a GPU as many as there are processors."""
+    return DECODERS_BESIDE_CPU if encoder.is_on_cpu else os.cpu_count() or 1
+
+
+def photo_loader(encoder: Encoder, settings: Settings, limits: PhotoLimits) -> Loader:
+    """Make what loads photos for a network."""
+    return PhotoLoader(
+        PhotoReader(settings, limits),
+        partial(PhotoDecoder, limits),
+        encoder.prepare,
+        min_side=encoder.decode_side,
+        ahead=2 * encoder.batch_size + AHEAD,
+        most_decoders=most_decoders(encoder),
+        start_thread=partial(use_threads, 1),
+    )
+
+
 class SegmentWorker:
-    """Encodes partitions of one map, one at a time. Holds a decoder process; the network may be shared by several workers."""
+    """Encodes partitions of one map, one at a time. Holds decoder processes; the network may be shared by several workers."""
 
     def __init__(self, job: EncodeJob, encoder: Encoder, settings: Settings) -> None:
         self._storage = open_storage(job.map_url, settings)
         self._encoder = encoder
-        self._reader = PhotoReader(settings, job.limits)
-        self._decoder = PhotoDecoder(job.limits)
+        self._loader = photo_loader(encoder, settings, job.limits)
         self._run_id = job.run_id
 
     def run(self, task: Partition, on_photo: Callable[[], None]) -> EncodedSegment:
-        """Encode a partition. Doing it twice changes nothing: the first receipt stands."""
+        """Encode a partition. Doing it twice changes nothing: the first receipt stands.
+
+        Raises:
+            DeviceError: the GPU fails; another one may do the same partition.
+            ModelError, StorageError: as `encode_partition`.
+        """
         tally, start = SegmentTally(), time.perf_counter()
         with log_fields(run_id=self._run_id, segment_id=task.segment_id):
-            receipt = encode_partition(task, self._storage, self._encoder, self._reader, self._decoder, on_photo, tally=tally)
+            receipt = encode_partition(task, self._storage, self._encoder, self._loader, on_photo, tally=tally)
             tally.worker_s = time.perf_counter() - start
             _log.info(
-                "segment %s: %d photos, %d rejected, %.1f s, of them %.1f s in the network",
-                *(task.segment_id, tally.photos, tally.rejected.total(), tally.worker_s, tally.network_s),
+                "segment %s: %d photos, %d rejected, %.1f s, of them %.1f s in the network and %.1f s waiting for photos",
+                *(task.segment_id, tally.photos, tally.rejected.total(), tally.worker_s, tally.network_s, tally.waited_s),
             )
         return EncodedSegment(receipt=receipt, tally=tally)
 
     def close(self) -> None:
-        """Stop the decoder process."""
-        self._decoder.close()
+        """Stop the decoder processes."""
+        self._loader.close()
 
 
 def encode_partition(
     partition: Partition,
     storage: Storage,
     encoder: Encoder,
-    reader: PhotoReader,
-    decoder: PhotoDecoder,
+    loader: Loader,
     on_photo: Callable[[], None],
     *,
     tally: SegmentTally | None = None,
@@ -100,6 +140,8 @@ def encode_partition(
 
     Raises:
         StorageError: the store of the map or of a photo does not answer; nothing of this attempt counts.
+        ModelError: the network gives no descriptor for most photos; likewise.
+        DeviceError: the GPU fails, or does that; likewise.
     """
     folder = layout.segment_folder(partition.segment_id, uuid4().hex[:12])
     writer = LocalFeaturesWriter(
@@ -115,15 +157,17 @@ def encode_partition(
     kept: list[int] = []
     rejects: list[dict[str, Any]] = []
     descriptors = np.empty((len(partition.images), encoder.descriptor_dim), np.float16)
-    for row, photo in _encode_photos(partition.images, encoder, reader, decoder, tally):
-        if isinstance(photo, PhotoError):
-            tally.rejected[photo.reason.value] += 1
-            rejects.append(reject_row(partition.images, row, "encode", photo))
-        else:
-            descriptors[len(kept)] = photo.descriptor
-            writer.append(LocalFeatures(features=photo.features, patch=photo.patch, reliability=photo.reliability))
-            kept.append(row)
-        on_photo()
+    with Behind(BEHIND) as behind:
+        for row, photo in _encode_photos(partition.images, encoder, loader, tally):
+            if isinstance(photo, PhotoError):
+                tally.rejected[photo.reason.value] += 1
+                rejects.append(reject_row(partition.images, row, "encode", photo))
+            else:
+                descriptors[len(kept)] = photo.descriptor
+                behind.do(writer.append, LocalFeatures(features=photo.features, patch=photo.patch, reliability=photo.reliability))
+                kept.append(row)
+            on_photo()
+    _require_most(partition.images, rejects, encoder)
     return finish_segment(
         storage,
         partition.segment_id,
@@ -183,21 +227,63 @@ def bounding_box(images: pa.Table) -> BBox:
 
 
 def _encode_photos(
-    images: pa.Table, encoder: Encoder, reader: PhotoReader, decoder: PhotoDecoder, tally: SegmentTally
+    images: pa.Table, encoder: Encoder, loader: Loader, tally: SegmentTally
 ) -> Iterator[tuple[int, EncodedPhoto | PhotoError]]:
     """Encode in batches of the size the encoder likes (1 on CPU); rows come in order within each batch's good and bad ones."""
-    batch: list[tuple[int, np.ndarray]] = []
-    for row in range(len(images)):
-        try:
-            batch.append((row, load_photo(images, row, reader, decoder, min_side=encoder.decode_side)))
-        except PhotoError as error:
-            yield row, error
-        if len(batch) == encoder.batch_size or (batch and row == len(images) - 1):
-            start = time.perf_counter()
-            encoded = encoder.encode([pixels for _, pixels in batch])
-            tally.network_s += time.perf_counter() - start
-            yield from zip((number for number, _ in batch), encoded, strict=True)
+    waited_s, ready = loader.waited_s, loader.ready
+    batch: list[tuple[int, PreparedPhoto]] = []
+    for row, photo in loader.load(images):
+        if isinstance(photo, PhotoError):
+            yield row, photo
+        else:
+            batch.append((row, photo))
+        if len(batch) >= encoder.batch_size or (batch and row == len(images) - 1):
+            yield from zip([number for number, _ in batch], _encoded([one for _, one in batch], encoder, tally), strict=True)
             batch.clear()
+    tally.waited_s += loader.waited_s - waited_s
+    tally.ready += loader.ready - ready
+
+
+def _encoded(photos: list[PreparedPhoto], encoder: Encoder, tally: SegmentTally) -> list[EncodedPhoto | PhotoError]:
+    """Put photos through the network; what comes out without a direction is tried once more, alone."""
+    start = time.perf_counter()
+    try:
+        encoded = encoder.encode_prepared(photos)
+        return [
+            one if _has_direction(one) else _last_try(encoder.encode_prepared([photo])[0])
+            for one, photo in zip(encoded, photos, strict=True)
+        ]
+    except DeviceLostError as error:
+        raise DeviceError(str(error)) from error
+    finally:
+        tally.network_s += time.perf_counter() - start
+
+
+def _last_try(photo: EncodedPhoto) -> EncodedPhoto | PhotoError:
+    if _has_direction(photo):
+        return photo
+    return PhotoError(RejectReason.NO_DESCRIPTOR, "the network gave zeros or NaN for it, twice")
+
+
+def _has_direction(photo: EncodedPhoto) -> bool:
+    with np.errstate(over="ignore"):  # infinite then
+        stored = photo.descriptor.astype(np.float16)
+    return bool(np.isfinite(stored).all() and stored.any())
+
+
+def _require_most(images: pa.Table, rejects: list[dict[str, Any]], encoder: Encoder) -> None:
+    """Refuse a segment when the network gave no descriptor for most of its photos: that is no fault of theirs."""
+    failed = [reject["uri"] for reject in rejects if reject["reason"] == RejectReason.NO_DESCRIPTOR.value]
+    decoded = len(images) - len(rejects) + len(failed)
+    if 2 * len(failed) <= decoded:
+        return
+    found = (
+        f"{failed[0]}: the network gave zeros or NaN for it, as for {len(failed):,} of the {decoded:,} photos of its segment; "
+        "needed finite numbers. Nothing of the segment counts, and nothing was published."
+    )
+    if encoder.is_on_cpu:
+        raise ModelError(f"{found} Check the weights: folio models")
+    raise DeviceError(f"{found} Look at the GPU with nvidia-smi, try --device cpu, and check the weights: folio models")
 
 
 def _require_directions(images: pa.Table, descriptors: Float16[np.ndarray, "n D"]) -> None:

@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 
 from fol_model.inference import Encoder
+from pipelines.build.encode import AHEAD, most_decoders
+from pipelines.catalog.loading import BYTES_AHEAD
 from schemas.errors import PlanError
 from schemas.local_features import bytes_per_feature
 from schemas.manifest import decode_document
@@ -92,9 +94,10 @@ def name_run(mode: str, model_fingerprint: str, photo_keys: Sequence[str]) -> st
 
 
 def memory_needed(encoder: Encoder, photos: int, workers: int) -> int:
-    """Network once, and for each worker a decoder (512 MB at most), a segment's descriptors and one buffered Zarr shard."""
-    decoder, zarr_shard = 512 << 20, 64 << 20
-    return encoder.weight_bytes + workers * (decoder + zarr_shard + photos * encoder.descriptor_dim * 2) + (900 << 20)
+    """Network once, and for each worker its decoders (512 MB each at most), photos ahead, a segment's descriptors, a shard."""
+    decoders, zarr_shard = most_decoders(encoder) * (512 << 20), 64 << 20
+    ahead = BYTES_AHEAD + (2 * encoder.batch_size + AHEAD) * encoder.prepared_bytes
+    return encoder.weight_bytes + workers * (decoders + ahead + zarr_shard + photos * encoder.descriptor_dim * 2) + (900 << 20)
 
 
 def decode_plan(data: bytes, *, where: str) -> BuildPlan:

@@ -19,11 +19,13 @@ from infra.metrics import (
     PHOTO_BYTES,
     PHOTOS_ENCODED,
     PHOTOS_LEFT,
+    PHOTOS_READY,
     PHOTOS_REJECTED,
     SEGMENTS_FINISHED,
     SEGMENTS_LEFT,
     SEGMENTS_SET_ASIDE,
     STORE_RETRIES,
+    WAITED_SECONDS,
     WORKER_SECONDS,
 )
 from infra.storage import Storage
@@ -70,6 +72,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that workers spent on them."""
     network_s: float = 0.0
     """Those of them in the network."""
+    waited_s: float = 0.0
+    """Those of them in which the network waited for photos."""
     segments_since_start: int = 0
     sha256: str = ""
     """The seal; see `schemas.manifest`. Empty until the document is written."""
@@ -99,6 +103,10 @@ class SegmentTally:
     rejected: Counter[str] = field(default_factory=Counter)
     worker_s: float = 0.0
     network_s: float = 0.0
+    waited_s: float = 0.0
+    """Of that time, in which the network waited for photos."""
+    ready: int = 0
+    """Photos that were ready when one was taken, added up over the photos."""
     store_retries: dict[str, float] = field(default_factory=dict)
     """By verb; of a worker in a process of its own. One in the driver's process has counted them there already."""
 
@@ -129,6 +137,8 @@ class ProgressKeeper:
         METRICS.add(PHOTO_BYTES, tally.size_bytes)
         METRICS.add(WORKER_SECONDS, tally.worker_s)
         METRICS.add(NETWORK_SECONDS, tally.network_s)
+        METRICS.add(WAITED_SECONDS, tally.waited_s)
+        METRICS.set(PHOTOS_READY, tally.ready / tally.photos if tally.photos else 0.0)
         for reason, count in tally.rejected.items():
             METRICS.add(PHOTOS_REJECTED, count, reason)
         for verb, tries in tally.store_retries.items():
@@ -144,6 +154,7 @@ class ProgressKeeper:
             bytes_since_start=before.bytes_since_start + tally.size_bytes,
             worker_s=before.worker_s + tally.worker_s,
             network_s=before.network_s + tally.network_s,
+            waited_s=before.waited_s + tally.waited_s,
         )
         self._changed()
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fol_model.config import Recipe
-from fol_model.inference import Encoder, open_encoder
+from fol_model.inference import Arithmetic, Encoder, open_encoder
 from fol_model.recipes import recipe_named
 from infra.settings import Settings
 from schemas.errors import ModelError
@@ -34,14 +34,14 @@ def kept_weights(recipe: Recipe, settings: Settings) -> Path:
     return settings.models / f"{recipe.name}.safetensors"
 
 
-def load_encoder(recipe: str, *, weights: Path | None, device: str) -> Encoder:
-    """Open a named network.
+def load_encoder(recipe: str, *, weights: Path | None, device: str, arithmetic: Arithmetic = "auto") -> Encoder:
+    """Open a named network; see `Encoder` for device and arithmetic.
 
     Raises:
         ModelError: no such recipe, no weights for it, or weights that do not fit.
     """
     try:
-        return open_encoder(recipe, weights=weights, device=device)
+        return open_encoder(recipe, weights=weights, device=device, arithmetic=arithmetic)
     except (ValueError, OSError) as error:
         named = weights is None or str(weights) in str(error)
         raise ModelError(f"{recipe}: {error}" if named else f"{recipe}: {weights}: {error}") from error

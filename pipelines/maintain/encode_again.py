@@ -6,7 +6,7 @@ segment's box is taken that no whole segment holds.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from tempfile import TemporaryDirectory
@@ -20,9 +20,8 @@ from infra.observability import progress_bar
 from infra.settings import Settings
 from infra.storage import LocalStorage, Storage
 from infra.tables import read_table
-from pipelines.build.encode import encode_partition
+from pipelines.build.encode import encode_partition, photo_loader
 from pipelines.build.tombstones import Tombstones
-from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.reading import PhotoReader
 from pipelines.catalog.sources import list_photos
@@ -177,9 +176,8 @@ def encoded_again(
     """Encode photos into a segment in a temporary folder: gives its storage and receipt, and removes it afterwards."""
     with (
         TemporaryDirectory(prefix="folio-repair-") as folder,
-        PhotoDecoder(limits) as decoder,
+        closing(photo_loader(encoder, settings, limits)) as loader,
         progress_bar(len(partition.images), unit="photo", description=f"encode {partition.segment_id[:8]}") as bar,
     ):
         scratch = LocalStorage(folder)
-        reader = PhotoReader(settings, limits)
-        yield scratch, encode_partition(partition, scratch, encoder, reader, decoder, bar.update)
+        yield scratch, encode_partition(partition, scratch, encoder, loader, bar.update)

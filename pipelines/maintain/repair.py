@@ -373,7 +373,7 @@ class _Repair:
     def _encoder(self) -> Encoder:
         recipe = self._head.model.recipe
         weights = weights_file(recipe, self._request.weights, self._settings)
-        encoder = load_encoder(recipe, weights=weights, device=self._request.device)
+        encoder = load_encoder(recipe, weights=weights, device=self._request.device, arithmetic=self._settings.arithmetic)
         remedy = "Give the weights the map was made with: --weights FILE.safetensors"
         require_same_model(encoder, self._head.model, map_url=self._storage.url, remedy=remedy)
         return encoder

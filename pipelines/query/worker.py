@@ -310,7 +310,7 @@ def open_worker(
     head = read_head(storage)
     manifest = head if version is None else without(storage, read_version(storage, version), head.tombstones)
     recipe = manifest.model.recipe
-    encoder = load_encoder(recipe, weights=weights_file(recipe, weights, settings), device=device)
+    encoder = load_encoder(recipe, weights=weights_file(recipe, weights, settings), device=device, arithmetic=settings.arithmetic)
     remedy = "Give the weights the map was made with: --weights FILE.safetensors"
     require_same_model(encoder, manifest.model, map_url=storage.url, remedy=remedy)
     opened = _open_newest(storage, manifest, prior) if version is None else OpenedMap(storage, manifest, prior)

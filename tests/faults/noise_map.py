@@ -35,7 +35,7 @@ class NoiseEncoder:
     """Stands in for the network. `features` is the most local features a photo can have; each has one less."""
 
     local_dim, local_precision, batch_size, grid_side = 128, "int8", 1, 16
-    fingerprint, trained, decode_side, weight_bytes = "0f" * 32, False, None, 0
+    fingerprint, trained, decode_side, weight_bytes, prepared_bytes, is_on_cpu = "0f" * 32, False, None, 0, 12, True
     recipe = SimpleNamespace(name="tiny", input_size=224)
     reranking = RerankConfig()
 
@@ -46,7 +46,10 @@ class NoiseEncoder:
     def settings(self) -> dict[str, Any]:
         return {"mode": "weighted"}
 
-    def encode(self, photos: list[np.ndarray]) -> list[EncodedPhoto]:
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels
+
+    def encode_prepared(self, photos: list[np.ndarray]) -> list[EncodedPhoto]:
         return [self.photo(_number(pixels)) for pixels in photos]
 
     def photo(self, number: int) -> EncodedPhoto:

@@ -194,7 +194,7 @@ def test_of_two_builds_of_other_photos_one_conflicts_and_loses_no_work(
         loser, winner = asked[lost.index(True)], asked[lost.index(False)]
         shown = one.uris() == photos_in(one, *winner)
         with monkeypatch.context() as counted:
-            counted.setattr(NoiseEncoder, "encode", encodes_nothing)
+            counted.setattr(NoiseEncoder, "encode_prepared", encodes_nothing)
             again = one.run(*loser)
         return shown and succeeded([again]) and one.uris() == photos_in(one, *loser)
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from fol_model.config import RerankConfig
 from fol_model.inference import EncodedPhoto
+from pipelines.catalog.loading import PhotoLoader
 from pipelines.engine.partition import Partition, segment_id
 from schemas.errors import PhotoError
 from schemas.geoparquet import point_columns
@@ -23,7 +24,8 @@ class NumberEncoder:
     """Photo n gets a descriptor along axis n % 8 and n % 3 local features."""
 
     descriptor_dim, local_dim, max_local_features, local_precision = DIM, 128, 2, "float16"
-    fingerprint, trained, decode_side, weight_bytes = "f00d", False, None, 0
+    fingerprint, trained, decode_side, weight_bytes, prepared_bytes = "f00d", False, None, 0, 12
+    is_on_cpu = True
     recipe = SimpleNamespace(name="tiny")
     reranking = RerankConfig()
 
@@ -34,7 +36,10 @@ class NumberEncoder:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def encode(self, photos: list[np.ndarray]) -> list[EncodedPhoto]:
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels
+
+    def encode_prepared(self, photos: list[np.ndarray]) -> list[EncodedPhoto]:
         self.batches.append(len(photos))
         return [self._encode(int(pixels[0, 0, 0])) for pixels in photos]
 
@@ -63,6 +68,13 @@ class NumberDecoder:
 
     def decode(self, data: bytes, *, min_side: int | None) -> np.ndarray:
         return np.full((2, 2, 3), data[0], np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+def number_loader(encoder: NumberEncoder) -> PhotoLoader[Any]:
+    return PhotoLoader(NumberReader(), NumberDecoder, encoder.prepare, min_side=None, ahead=2 * encoder.batch_size + 1)
 
 
 def photos(*numbers: int) -> pa.Table:

@@ -19,7 +19,7 @@ from pipelines.build.membership import Selection, StoredSegment, read_stored, se
 from pipelines.engine.partition import PartitionConfig
 from schemas.errors import DamagedError
 from schemas.manifest import Receipt
-from tests.pipelines.build.stand_ins import BAD, NumberDecoder, NumberEncoder, NumberReader, partition, photos
+from tests.pipelines.build.stand_ins import BAD, NumberEncoder, number_loader, partition, photos
 from tests.pipelines.build.stored_segments import FINGERPRINT, all_of, segment, stored_of
 
 SIXTEEN = PartitionConfig(max_photos=16, min_photos=16)
@@ -37,7 +37,7 @@ def storage() -> Storage:
 
 
 def encode(storage: Storage, *numbers: int) -> Receipt:
-    return encode_partition(partition(*numbers), storage, NumberEncoder(), NumberReader(), NumberDecoder(), lambda: None)
+    return encode_partition(partition(*numbers), storage, NumberEncoder(), number_loader(NumberEncoder()), lambda: None)
 
 
 def plan(storage: Storage, selection: Selection | None = None, *, asked: pa.Table, purged: set[str] | None = None) -> Rewriting:

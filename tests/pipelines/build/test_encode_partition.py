@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fol_model.inference import EncodedPhoto
+from fol_model.inference import DeviceLostError, EncodedPhoto
 from infra import arrays
 from infra.arrays import LocalFeaturesReader
 from infra.commits import read_receipts, receipt_path
@@ -16,9 +16,9 @@ from infra.tables import get_object, read_descriptors, read_table
 from pipelines.build.encode import encode_partition
 from pipelines.build.membership import read_stored, segment_object
 from pipelines.engine.partition import Partition
-from schemas.errors import DamagedError, ModelError
+from schemas.errors import DamagedError, DeviceError, ModelError
 from schemas.manifest import Receipt
-from tests.pipelines.build.stand_ins import BAD, NumberDecoder, NumberEncoder, NumberReader, partition
+from tests.pipelines.build.stand_ins import BAD, NumberEncoder, number_loader, partition
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def storage(tmp_path: Path) -> Storage:
 def encode(storage: Storage, task: Partition, *, batch_size: int = 1, ticks: list[int] | None = None) -> Receipt:
     counted = [] if ticks is None else ticks
     encoder = NumberEncoder(batch_size)
-    return encode_partition(task, storage, encoder, NumberReader(), NumberDecoder(), lambda: counted.append(1))
+    return encode_partition(task, storage, encoder, number_loader(encoder), lambda: counted.append(1))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
@@ -108,7 +108,7 @@ def test_what_on_photo_raises_passes_through_and_leaves_no_receipt(storage: Stor
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_partition(partition(1, 2), storage, NumberEncoder(), NumberReader(), NumberDecoder(), stop)
+        encode_partition(partition(1, 2), storage, NumberEncoder(), number_loader(NumberEncoder()), stop)
 
     assert read_receipts(storage) == {}
 
@@ -143,19 +143,71 @@ def test_a_segment_that_is_damaged_is_said_by_name(storage: Storage):
         read_stored(PurgedMeanwhile(storage, damaged, whole=False), NumberEncoder.fingerprint)
 
 
-@pytest.mark.parametrize("number", [np.nan, np.inf, 0.0])
-def test_a_network_that_gives_no_descriptor_is_refused_and_nothing_counts(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, number: float
-):
-    """FAISS would drop the photo without a word, or stop in the midst of training."""
-    encode_one = NumberEncoder._encode
+def without_direction(monkeypatch: pytest.MonkeyPatch, number: float, of: set[int], *, times: int = 1_000) -> None:
+    """Make the network give a descriptor of one number for these photos, so many times."""
+    encode_one, left = NumberEncoder._encode, dict.fromkeys(of, times)
 
     def broken(self: NumberEncoder, photo: int) -> EncodedPhoto:
         encoded = encode_one(self, photo)
-        return replace(encoded, descriptor=np.full_like(encoded.descriptor, number)) if photo == 3 else encoded
+        if left.get(photo, 0) == 0:
+            return encoded
+        left[photo] -= 1
+        return replace(encoded, descriptor=np.full_like(encoded.descriptor, number))
 
     monkeypatch.setattr(NumberEncoder, "_encode", broken)
 
-    with pytest.raises(ModelError, match=r"^3\.jpg: .*as for 1 of the 4 photos of its segment.*nothing was published"):
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 0.0, 1e6])
+def test_a_photo_for_which_the_network_gives_no_descriptor_is_named_and_the_others_go_on(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, number: float
+):
+    """FAISS would drop the photo without a word, or stop in the midst of training; 1e6 does not fit into float16."""
+    without_direction(monkeypatch, number, {3})
+
+    receipt = encode(storage, partition(1, 3, BAD, 5, 2), batch_size=2)
+
+    assert (receipt.rows, receipt.rejected) == (3, 2)
+    rejects = read_table(storage, segment_object(receipt, "rejects.parquet").path, kind="rejects")
+    assert sorted(zip(rejects["uri"].to_pylist(), rejects["reason"].to_pylist(), strict=True)) == [
+        (f"{BAD}.jpg", "truncated"),
+        ("3.jpg", "no-descriptor"),
+    ]
+
+
+def test_a_photo_that_the_network_failed_on_once_is_asked_for_again(storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    untroubled = encode(storage, partition(1, 3, 5))
+    without_direction(monkeypatch, np.nan, {1, 3, 5}, times=1)
+
+    assert encode(open_storage(storage.url + "-2", Settings(threads=1)), partition(1, 3, 5), batch_size=3).rows == 3
+    assert untroubled.rejected == 0
+
+
+def test_a_network_that_gives_no_descriptor_for_most_photos_is_refused_and_nothing_counts(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    without_direction(monkeypatch, np.nan, {3, 5, 2})
+
+    with pytest.raises(ModelError, match=r"^3\.jpg: .*as for 3 of the 4 photos of its segment.*nothing was published"):
         encode(storage, partition(1, 3, BAD, 5, 2))
+    assert read_receipts(storage) == {}
+
+
+def test_a_gpu_that_does_that_is_to_blame_itself(storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    """Another worker, on another GPU, may then do the same segment."""
+    without_direction(monkeypatch, np.nan, {3, 5, 2})
+    monkeypatch.setattr(NumberEncoder, "is_on_cpu", False)
+
+    with pytest.raises(DeviceError, match="nvidia-smi"):
+        encode(storage, partition(1, 3, 5, 2))
+    assert read_receipts(storage) == {}
+
+
+def test_a_gpu_that_is_lost_leaves_no_receipt_and_says_so(storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    def lost(self: NumberEncoder, photos: list[np.ndarray]) -> list[EncodedPhoto]:
+        raise DeviceLostError("cuda:0: found a GPU that answers no more")
+
+    monkeypatch.setattr(NumberEncoder, "encode_prepared", lost)
+
+    with pytest.raises(DeviceError, match="cuda:0"):
+        encode(storage, partition(1, 2))
     assert read_receipts(storage) == {}

@@ -25,7 +25,7 @@ from pipelines.maintain.versions import rollback
 from schemas.errors import CatalogError, CommitConflict
 from schemas.images import image_id
 from schemas.rejects import REJECTS
-from tests.pipelines.build.stand_ins import BAD, NumberDecoder, NumberEncoder, NumberReader, partition, photos
+from tests.pipelines.build.stand_ins import BAD, NumberEncoder, number_loader, partition, photos
 
 SETTINGS: Final = Settings(threads=1)
 SMALL: Final = PartitionConfig()
@@ -63,7 +63,7 @@ def start(storage: Storage, *numbers: int, mode: Mode = "build", partition: Part
 def encode(prepared: Prepared, *, most: int | None = None) -> Prepared:
     """Let a run encode its partitions, or the first of them."""
     for task in prepared.partitions[:most]:
-        encode_partition(task, prepared.storage, NumberEncoder(), NumberReader(), NumberDecoder(), lambda: None)
+        encode_partition(task, prepared.storage, NumberEncoder(), number_loader(NumberEncoder()), lambda: None)
     return prepared
 
 
