@@ -1,5 +1,5 @@
 # Two commands: `make demo` builds and queries a small city, `make test` runs the tests. Both set up .venv first.
-.PHONY: help setup demo test test-slow test-faults lint bench bench-recall bench-calibrated bench-local bench-query bench-index weights clean
+.PHONY: help setup demo test test-slow test-faults lint bench bench-recall bench-calibrated bench-encode bench-local bench-query bench-index weights clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 18
@@ -34,6 +34,9 @@ bench-recall: setup  ## how often the right place is found, beside hand-made des
 
 bench-calibrated: setup  ## what calibration is worth: pools, recall and time beside the defaults; ARGS="--sets street-lund,mapillary"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m tests.benchmarks.calibrated $(ARGS)
+
+bench-encode: setup  ## how near encoding comes to the bare network; ARGS="--networks folio-small --stores disk"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m tests.benchmarks.encode $(ARGS)
 
 bench-local: setup  ## how few local features, in how few bytes, are enough; ARGS="--sets mapillary"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.local_features $(ARGS)

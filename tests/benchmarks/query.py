@@ -740,7 +740,7 @@ def rerank_part(names: Sequence[str], *, most: int, full: bool) -> dict[str, Any
         f"{checked - unequal:,} of the {checked:,} candidates that both were run on."
     )
     return {
-        **_machine(),
+        **machine(),
         "recipe": asdict(encoder.recipe),
         "fingerprint": encoder.fingerprint,
         "reranking": asdict(encoder.reranking),
@@ -778,7 +778,7 @@ def worker_part(count: int, queries: int, s3: str | None) -> dict[str, Any]:
     print("Requests, kB and CPU: means of a query. Memory: most resident so far, without what was before opening.")
     index = manifest.index
     return {
-        **_machine(),
+        **machine(),
         "store": "s3" if s3 else "disk",
         "recipe": asdict(folio_small()),
         "photos": count,
@@ -836,7 +836,7 @@ def place_for_map(count: int, s3: str | None, settings: Settings) -> Iterator[st
         yield str(Path(folder) / "map")
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     cpu = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", cpu.read_text(), re.MULTILINE) if cpu.exists() else []
     return {
