@@ -63,7 +63,9 @@ class UnfinishedRun(msgspec.Struct, frozen=True, kw_only=True):
     photos_per_second: float | None
     """Since it was last started, until it last finished a segment; None: it has finished none since then."""
     network_share: float | None
-    """Of the time that its workers spent on finished segments."""
+    """Of the time that its workers spent on finished segments; None: none is finished. The same holds for the next."""
+    waiting_share: float | None
+    """In which the network waited for photos."""
     since_receipt_s: float | None
     """Since it last finished a segment; None: it has finished none since it was last started."""
     seconds_left: float | None
@@ -163,6 +165,7 @@ def _describe(progress: Progress, now: datetime, *, at_work: bool) -> Unfinished
         rejected=progress.rejected,
         photos_per_second=progress.photos_per_second,
         network_share=progress.network_s / progress.worker_s if progress.worker_s else None,
+        waiting_share=progress.waited_s / progress.worker_s if progress.worker_s else None,
         since_receipt_s=None if last is None else max(0.0, now.timestamp() - last),
         seconds_left=progress.seconds_left if at_work else None,
     )
@@ -209,7 +212,9 @@ def _run_lines(run: UnfinishedRun) -> list[str]:
         f"{run.segments_planned:,} segments, {run.photos_finished:,} of {run.photos_planned:,} photos"
     ]
     if run.photos_per_second:
-        share = "" if run.network_share is None else f", {run.network_share:.0%} of the workers' time in the network"
+        share = ""
+        if run.network_share is not None and run.waiting_share is not None:
+            share = f", {run.network_share:.0%} of the workers' time in the network, {run.waiting_share:.0%} waiting for photos"
         left = "" if run.seconds_left is None else f"; about {in_time(run.seconds_left)} of encoding left"
         lines.append(f"         {run.photos_per_second:,.1f} photos/s{share}{left}")
     if run.since_receipt_s is not None:

@@ -106,7 +106,7 @@ def test_the_run_goes_on_counting_where_it_was_interrupted_and_then_is_no_longer
 
 def test_who_is_at_work_is_named_with_an_estimate_of_the_time_left(tmp_path: Path):
     storage = open_storage(str(tmp_path), SETTINGS)
-    progress = samples.progress()
+    progress = msgspec.structs.replace(samples.progress(), waited_s=1.0)
     storage.put(progress_path(progress.run_id), encode_json(progress))
 
     with lease(storage, run_id=progress.run_id, action="build"):
@@ -116,7 +116,8 @@ def test_who_is_at_work_is_named_with_an_estimate_of_the_time_left(tmp_path: Pat
     assert [(one.action, one.run_id) for one in found.leases] == [("build", progress.run_id)]
     assert run.photos_per_second == 2.0  # 64 photos in the 32 s up to the last receipt
     assert run.seconds_left == 32.0  # of 192 photos 128 are finished
-    assert run.network_share == 30 / 32
+    assert (run.network_share, run.waiting_share) == (30 / 32, 1 / 32)
+    assert "94% of the workers' time in the network, 3% waiting for photos" in "\n".join(found.lines())
     assert "about 32 s of encoding left" in "\n".join(found.lines())
     assert "at work  build, run 0011223344556677" in found.lines()
 
