@@ -1,22 +1,22 @@
-"""Find the photos that a source names: a folder, a bucket prefix, a single photo or a table. No photo is opened here.
+"""Find the photos that a source names: a folder, a bucket prefix, a tar, a single photo or a table. No photo is opened here.
 
-Used by `sources`. Whether a file of a folder is a photo is decided by its name: folders hold sidecars, tables and thumbnails
-too, and those are not bad photos.
+Used by `sources`. Whether a file of a folder or tar is a photo is decided by its name: folders hold sidecars, tables and
+thumbnails too, and those are not bad photos. A tar is a folder of its own name: in `lund/a.tar` lies `lund/a.tar/b.jpg`.
 """
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from infra.storage import ObjectInfo
-from pipelines.catalog import photo_tables
+from pipelines.catalog import photo_tables, tars
 from pipelines.catalog.claims import Claim
 from pipelines.catalog.file_names import UtmZone, claim_from_name
 from pipelines.catalog.locations import Location, is_remote, leaves_root, locate, without_file_scheme
-from pipelines.catalog.reading import Storages
+from pipelines.catalog.reading import Storages, photo_errors
 from schemas.errors import CatalogError, ObjectMissing, PhotoError
 from schemas.reasons import RejectReason
 
@@ -25,6 +25,12 @@ OTHER_ENDINGS: Final = (".heic", ".heif", ".avif", ".gif", ".bmp", ".ico", ".ppm
 """Pictures that Folio does not read. They are listed, and rejected with that reason, because the user may count on them."""
 
 PICTURE_ENDINGS: Final = READABLE_ENDINGS + OTHER_ENDINGS
+TAR_ENDINGS: Final = (tars.ENDING, *tars.COMPRESSED_ENDINGS)
+
+ENDINGS_SAID: Final = 12
+ENDING_CHARACTERS: Final = 24
+"""Of files that are no photos, which may be called anything."""
+
 PHOTO_ENDINGS_SAID: Final = f"Photos end in {', '.join(READABLE_ENDINGS)}."
 
 STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
@@ -86,11 +92,13 @@ class Lister:
             yield from self._folder(str(path), uri_prefix=f"{path.name}/".lstrip("/"), root=str(path.parent))
         elif path.name.lower().endswith(photo_tables.ENDINGS):
             yield from self._table(str(path.parent), path.name)
+        elif path.name.lower().endswith(TAR_ENDINGS):
+            yield from self._tar(f"{path.parent.name}/{path.name}".lstrip("/"), str(path.parent.parent))
         elif path.name.lower().endswith(PICTURE_ENDINGS):
             yield self._photo(f"{path.parent.name}/{path.name}".lstrip("/"), str(path.parent.parent), None)
         else:
             raise CatalogError(
-                f"{source}: no folder, photo or table. Nothing was written. {PHOTO_ENDINGS_SAID} "
+                f"{source}: no folder, tar, photo or table. Nothing was written. {PHOTO_ENDINGS_SAID} "
                 f"Tables end in {', '.join(photo_tables.ENDINGS)}."
             )
 
@@ -98,6 +106,8 @@ class Lister:
         folder, name = posixpath.split(url)
         if name.lower().endswith(photo_tables.ENDINGS):
             yield from self._table(folder, name)
+        elif name.lower().endswith(TAR_ENDINGS):
+            yield from self._tar(url, "")
         elif name.lower().endswith(PICTURE_ENDINGS):
             yield self._photo(url, "", None)
         else:
@@ -105,21 +115,63 @@ class Lister:
 
     def _folder(self, url: str, *, uri_prefix: str, root: str) -> Iterator[Listed]:
         skipped: Counter[str] = Counter()
+        yield from self._some(url, self._files(list(self.storages.at(url).list()), uri_prefix, root, skipped), skipped)
+
+    def _tar(self, uri: str, root: str) -> Iterator[Listed]:
+        if uri.lower().endswith(tars.COMPRESSED_ENDINGS):
+            raise CatalogError(f"{uri}: {tars.COMPRESSED_ADVICE}. Nothing was written.")
+        skipped: Counter[str] = Counter()
+        yield from self._some(uri, self._members(uri, root, skipped), skipped)
+
+    def _some(self, shown: str, photos: Iterator[Listed], skipped: Counter[str]) -> Iterator[Listed]:
+        """Pass on the photos of a folder or tar, of which there must be some, and note what else was there."""
         found = 0
-        for info in self.storages.at(url).list():
-            if is_photo_name(info.path):
-                found += 1
-                yield self._photo(f"{uri_prefix}{info.path}", root, info)
-            else:
-                skipped[posixpath.splitext(info.path)[1].lower() or "no ending"] += 1
-        others = ", ".join(f"{count} {ending}" for ending, count in sorted(skipped.items()))
+        for photo in photos:
+            found += 1
+            yield photo
+        others = _counted(skipped)
         if not found:
             beside = f" ({others})" if others else ""
             raise CatalogError(
-                f"{url}: no photos in it{beside}. Nothing was written. Photos end in {', '.join(READABLE_ENDINGS)}."
+                f"{shown}: no photos in it{beside}. Nothing was written. Photos end in {', '.join(READABLE_ENDINGS)}."
             )
         if others:
-            self.notes.append(f"{url}: {skipped.total()} files that are no photos were skipped: {others}")
+            self.notes.append(f"{shown}: {skipped.total()} files that are no photos were skipped: {others}")
+
+    def _files(
+        self, files: Sequence[ObjectInfo], uri_prefix: str, root: str, skipped: Counter[str], *, in_tar: bool = False
+    ) -> Iterator[Listed]:
+        """List the photos among the files of a folder or tar, and of the tars among them."""
+        for info in files:
+            uri = f"{uri_prefix}{info.path}"
+            if is_photo_name(info.path):
+                yield self._photo(uri, root, info)
+            elif info.path.lower().endswith(TAR_ENDINGS) and not in_tar and not _is_hidden(info.path):
+                yield from self._members(uri, root, skipped)
+            else:
+                skipped[posixpath.splitext(info.path)[1].lower() or "no ending"] += 1
+
+    def _members(self, uri: str, root: str, skipped: Counter[str]) -> Iterator[Listed]:
+        """List the photos of a tar, and the tar itself where not all of it can be read."""
+        location = locate(uri, root)
+        try:
+            if uri.lower().endswith(tars.COMPRESSED_ENDINGS):
+                raise PhotoError(RejectReason.UNSUPPORTED_FORMAT, tars.COMPRESSED_ADVICE)
+            with photo_errors(location):
+                tar = self.storages.list_tar(location)
+        except PhotoError as problem:
+            yield _refused(uri, root, problem)
+            return
+        for member in tar.members:
+            if member.problem and is_photo_name(member.name):
+                yield _refused(f"{uri}/{member.name}", root, member.problem)
+        good = [member for member in tar.members if not member.problem]
+        infos = [ObjectInfo(path=each.name, size_bytes=each.size_bytes, etag=None, modified_at=None) for each in good]
+        yield from self._files(infos, f"{uri}/", root, skipped, in_tar=True)
+        if tar.problem:
+            yield _refused(uri, root, tar.problem)
+        if not tar.has_end:
+            self.notes.append(f"{uri}: it lacks the mark of its end; photos may be missing if it was cut off")
 
     def _photo(self, uri: str, root: str, info: ObjectInfo | None) -> Listed:
         claim = claim_from_name(posixpath.basename(uri), self.utm_zone) or Claim(source="the photo")
@@ -142,7 +194,22 @@ class Lister:
 
 def is_photo_name(path: str) -> bool:
     """Whether a file of a folder is taken for a photo: it ends like a picture and neither it nor a folder of it is hidden."""
-    return path.lower().endswith(PICTURE_ENDINGS) and not any(part.startswith(".") for part in path.split("/"))
+    return path.lower().endswith(PICTURE_ENDINGS) and not _is_hidden(path)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
+
+
+def _refused(uri: str, root: str, problem: PhotoError) -> Listed:
+    return Listed(uri=uri, root=root, claim=Claim(source="its tar"), location=problem)
+
+
+def _counted(endings: Counter[str]) -> str:
+    """Say how many files had which ending, by name; of many only the most frequent ones."""
+    shown = ", ".join(f"{count} {ending[:ENDING_CHARACTERS]}" for ending, count in sorted(endings.most_common(ENDINGS_SAID)))
+    others = endings.total() - sum(count for _, count in endings.most_common(ENDINGS_SAID))
+    return f"{shown} and {others} others" if others else shown
 
 
 def _is_absolute(uri: str) -> bool:

@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from infra.observability import progress_bar
 from infra.settings import Settings
-from infra.storage import Storage
 from pipelines.catalog.claims import Claim
 from pipelines.catalog.file_names import UtmZone
 from pipelines.catalog.headers import READABLE, format_of
@@ -183,28 +182,27 @@ def _fetch(photo: Listed, storages: Storages, limits: PhotoLimits) -> Fetched:
         raise photo.location
     if photo.uri.encode(errors="replace").decode() != photo.uri:
         raise PhotoError(RejectReason.UNREADABLE, "its name is not UTF-8; rename it")
-    storage, path = storages.at(photo.location.storage_url), photo.location.path
     with photo_errors(photo.location):
-        info = photo.info or storage.info(path)
+        info = photo.info or storages.info(photo.location)
         if info.size_bytes > limits.max_bytes:
             raise PhotoError(RejectReason.TOO_MANY_BYTES, f"{info.size_bytes:,} bytes, the limit is {limits.max_bytes:,}")
         if info.etag:
-            header = _header(storage, path, info.size_bytes, limits)
+            header = _header(storages, photo.location, info.size_bytes, limits)
             return Fetched(size_bytes=info.size_bytes, checksum=f"etag:{info.etag}", header=header)
-        data = storage.get(path, stop=limits.max_bytes)
+        data = storages.get(photo.location, stop=limits.max_bytes)
     return Fetched(size_bytes=len(data), checksum=sha256_of(data), header=data)
 
 
-def _header(storage: Storage, path: str, size_bytes: int, limits: PhotoLimits) -> bytes:
+def _header(storages: Storages, location: Location, size_bytes: int, limits: PhotoLimits) -> bytes:
     """Read the beginning of an object if that says all, else the whole.
 
     A JPEG has its metadata before its pixels. A PNG, WebP or TIFF may have them at the end.
     """
-    head = storage.get(path, stop=HEAD_BYTES)
+    head = storages.get(location, stop=HEAD_BYTES)
     kind = format_of(head)
     if len(head) >= size_bytes or kind not in READABLE or (kind == "JPEG" and _opens(head, limits)):
         return head
-    return storage.get(path)
+    return storages.get(location)
 
 
 def _opens(head: bytes, limits: PhotoLimits) -> bool:

@@ -217,7 +217,7 @@ def test_queries_without_a_position_are_kept_without_one(lund: Path):
         ("missing", "missing: no such folder or file. Nothing was written. Check the path."),
         ("empty", r"empty: no photos in it. Nothing was written. Photos end in .jpg"),
         ("papers", r"papers: no photos in it \(2 .pdf\). Nothing was written."),
-        ("papers/1.pdf", "1.pdf: no folder, photo or table. Nothing was written."),
+        ("papers/1.pdf", "1.pdf: no folder, tar, photo or table. Nothing was written."),
         ("s3://key:secret@bucket/lund", r"s3://\.\.\.@bucket: credentials in a URL would end up in the map"),
     ],
 )
