@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from infra.storage import ObjectInfo
-from pipelines.catalog import photo_tables, tars
+from pipelines.catalog import mapillary, photo_tables, sidecars, tars
 from pipelines.catalog.claims import Claim
 from pipelines.catalog.file_names import UtmZone, claim_from_name
 from pipelines.catalog.locations import Location, is_remote, leaves_root, locate, without_file_scheme
@@ -25,6 +25,7 @@ OTHER_ENDINGS: Final = (".heic", ".heif", ".avif", ".gif", ".bmp", ".ico", ".ppm
 """Pictures that Folio does not read. They are listed, and rejected with that reason, because the user may count on them."""
 
 PICTURE_ENDINGS: Final = READABLE_ENDINGS + OTHER_ENDINGS
+TABLE_ENDINGS: Final = (*photo_tables.ENDINGS, mapillary.ENDING)
 TAR_ENDINGS: Final = (tars.ENDING, *tars.COMPRESSED_ENDINGS)
 
 ENDINGS_SAID: Final = 12
@@ -52,6 +53,9 @@ class Listed:
 
     info: ObjectInfo | None = None
     """From a listing; None when nobody looked yet whether the file exists."""
+
+    beside: tuple[str, ...] = ()
+    """The uris of its sidecars, below the same root."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,21 +94,24 @@ class Lister:
             raise CatalogError(f"{source}: no such folder or file. Nothing was written. Check the path.")
         if path.is_dir():
             yield from self._folder(str(path), uri_prefix=f"{path.name}/".lstrip("/"), root=str(path.parent))
-        elif path.name.lower().endswith(photo_tables.ENDINGS):
+        elif path.name.lower().endswith(TABLE_ENDINGS):
             yield from self._table(str(path.parent), path.name)
         elif path.name.lower().endswith(TAR_ENDINGS):
             yield from self._tar(f"{path.parent.name}/{path.name}".lstrip("/"), str(path.parent.parent))
         elif path.name.lower().endswith(PICTURE_ENDINGS):
-            yield self._photo(f"{path.parent.name}/{path.name}".lstrip("/"), str(path.parent.parent), None)
+            beside = sidecars.beside(path.name, lambda name: (path.parent / name).is_file())
+            prefix = f"{path.parent.name}/".lstrip("/")
+            uris = tuple(f"{prefix}{name}" for name in beside)
+            yield self._photo(f"{prefix}{path.name}", str(path.parent.parent), None, uris)
         else:
             raise CatalogError(
                 f"{source}: no folder, tar, photo or table. Nothing was written. {PHOTO_ENDINGS_SAID} "
-                f"Tables end in {', '.join(photo_tables.ENDINGS)}."
+                f"Tables end in {', '.join(TABLE_ENDINGS)}."
             )
 
     def _remote(self, url: str) -> Iterator[Listed]:
         folder, name = posixpath.split(url)
-        if name.lower().endswith(photo_tables.ENDINGS):
+        if name.lower().endswith(TABLE_ENDINGS):
             yield from self._table(folder, name)
         elif name.lower().endswith(TAR_ENDINGS):
             yield from self._tar(url, "")
@@ -142,14 +149,43 @@ class Lister:
         self, files: Sequence[ObjectInfo], uri_prefix: str, root: str, skipped: Counter[str], *, in_tar: bool = False
     ) -> Iterator[Listed]:
         """List the photos among the files of a folder or tar, and of the tars among them."""
+        said, read = self._described(files, uri_prefix, root)
+        may_be_sidecars = {info.path for info in files if info.path.lower().endswith(sidecars.ENDINGS)}
+        others: list[str] = []
         for info in files:
             uri = f"{uri_prefix}{info.path}"
             if is_photo_name(info.path):
-                yield self._photo(uri, root, info)
+                beside = sidecars.beside(info.path, may_be_sidecars.__contains__) if may_be_sidecars else ()
+                read.update(beside)
+                yield self._photo(uri, root, info, tuple(f"{uri_prefix}{path}" for path in beside), said.get(info.path))
             elif info.path.lower().endswith(TAR_ENDINGS) and not in_tar and not _is_hidden(info.path):
                 yield from self._members(uri, root, skipped)
             else:
-                skipped[posixpath.splitext(info.path)[1].lower() or "no ending"] += 1
+                others.append(info.path)
+        skipped.update(posixpath.splitext(path)[1].lower() or "no ending" for path in others if path not in read)
+
+    def _described(self, files: Sequence[ObjectInfo], uri_prefix: str, root: str) -> tuple[dict[str, Claim], set[str]]:
+        """Read the Mapillary image descriptions among some files: what they say by photo, and which files they are."""
+        said: dict[str, Claim] = {}
+        read: set[str] = set()
+        paths: set[str] = set()
+        for info in files:
+            if posixpath.basename(info.path) != mapillary.FILE_NAME or _is_hidden(info.path):
+                continue
+            read.add(info.path)
+            paths = paths or {each.path for each in files}
+            try:
+                data = self.storages.get(locate(f"{uri_prefix}{info.path}", root), stop=mapillary.MAX_BYTES + 1)
+                rows, notes = mapillary.read_descriptions(data, name=f"{uri_prefix}{info.path}")
+            except CatalogError as error:
+                self.notes.append(f"{error} Its photos were taken without it.")
+                continue
+            places = [mapillary.find(row.uri, posixpath.dirname(info.path), paths) for row in rows]
+            said.update({place: row.claim for place, row in zip(places, rows, strict=True) if place is not None})
+            absent = places.count(None)
+            others = f", and {absent:,} that are not there" if absent else ""
+            self.notes.extend([*notes, f"{uri_prefix}{info.path}: describes {len(rows) - absent:,} photos{others}"])
+        return said, read
 
     def _members(self, uri: str, root: str, skipped: Counter[str]) -> Iterator[Listed]:
         """List the photos of a tar, and the tar itself where not all of it can be read."""
@@ -173,16 +209,22 @@ class Lister:
         if not tar.has_end:
             self.notes.append(f"{uri}: it lacks the mark of its end; photos may be missing if it was cut off")
 
-    def _photo(self, uri: str, root: str, info: ObjectInfo | None) -> Listed:
+    def _photo(
+        self, uri: str, root: str, info: ObjectInfo | None, beside: tuple[str, ...] = (), said: Claim | None = None
+    ) -> Listed:
         claim = claim_from_name(posixpath.basename(uri), self.utm_zone) or Claim(source="the photo")
-        return Listed(uri=uri, root=root, claim=claim, location=locate(uri, root), info=info)
+        claim = said.completed_by(claim) if said else claim
+        return Listed(uri=uri, root=root, claim=claim, location=locate(uri, root), info=info, beside=beside)
 
     def _table(self, folder: str, name: str) -> Iterator[Listed]:
         try:
             data = self.storages.at(folder).get(name)
         except ObjectMissing as error:
             raise CatalogError(f"{folder}/{name}: no such table. Nothing was written. Check the path.") from error
-        rows, notes = photo_tables.read_photo_table(data, name=name, needs_position=self.needs_position)
+        if name.lower().endswith(mapillary.ENDING):
+            rows, notes = mapillary.read_descriptions(data, name=name)
+        else:
+            rows, notes = photo_tables.read_photo_table(data, name=name, needs_position=self.needs_position)
         self.notes.extend(notes)
         for row in rows:
             in_name = claim_from_name(posixpath.basename(row.uri), self.utm_zone)

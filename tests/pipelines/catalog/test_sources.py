@@ -15,6 +15,7 @@ from infra.settings import Settings
 from infra.storage import ObjectInfo, open_storage
 from pipelines.catalog.hilbert import hilbert_position
 from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.reading import PhotoReader
 from pipelines.catalog.sources import HEAD_BYTES, Catalog, list_photos
 from schemas.errors import CatalogError
 from schemas.images import IMAGES, image_id
@@ -123,7 +124,7 @@ def test_a_relative_folder_has_its_own_name(lund: Path, monkeypatch):
 
 
 def test_what_is_no_photo_is_skipped_and_counted(lund: Path):
-    for name in ("a.jpg.xmp", "notes.txt", "README", ".hidden.jpg", "._a.jpg", ".thumbnails/a.jpg"):
+    for name in ("c.jpg.xmp", "notes.txt", "README", ".hidden.jpg", "._a.jpg", ".thumbnails/a.jpg"):
         write(lund / name, b"x")
 
     found = catalog(lund)
@@ -206,6 +207,53 @@ def test_queries_without_a_position_are_kept_without_one(lund: Path):
     for name in ("lund/nowhere.jpg", "lund/sea.jpg"):
         assert (by_uri[name]["lat_deg"], by_uri[name]["geometry"], by_uri[name]["bbox"]) == (None, None, None)
     assert found.images["uri"].to_pylist()[2:] == ["lund/nowhere.jpg", "lund/sea.jpg"], "last, by name"
+
+
+def test_nothing_is_written_beside_the_photos(lund: Path):
+    """Neither by listing nor by reading, so that a mount may be read-only."""
+    write(lund / "a.jpg.json", "{}")
+    write(lund / "x.tar", b"no tar")
+
+    def everything() -> list[tuple[str, int, int]]:
+        return sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in [lund, *lund.rglob("*")])
+
+    before = everything()
+    for path in (lund, lund / "2026"):
+        path.chmod(0o555)
+    try:
+        found = catalog(lund)
+        reader = PhotoReader(SETTINGS, PhotoLimits())
+        for row in found.images.select(["uri", "root", "size_bytes", "checksum"]).to_pylist():
+            assert reader.read(**row)
+    finally:
+        for path in (lund, lund / "2026"):
+            path.chmod(0o755)
+
+    assert len(found.images) == 2
+    assert everything() == before
+
+
+def test_photos_of_the_same_bytes_are_duplicates_of_the_first_by_name(lund: Path):
+    for name in ("z.jpg", "2026/0.jpg"):
+        write(lund / name, (lund / "a.jpg").read_bytes())
+
+    found = catalog(lund)
+
+    assert len(found.images) == 4
+    assert found.duplicates() == {
+        image_id("lund/a.jpg"): image_id("lund/2026/0.jpg"),
+        image_id("lund/z.jpg"): image_id("lund/2026/0.jpg"),
+    }
+
+
+def test_photos_of_one_etag_but_another_size_are_no_duplicates(monkeypatch):
+    store = StoreWithEtags({"a.jpg": jpeg(1, 2), "b.jpg": jpeg(1, 2), "c.jpg": jpeg(1, 2) + b"\0"})
+    store.etag = "the same"
+    monkeypatch.setattr("pipelines.catalog.reading.open_storage", lambda url, settings: store)
+
+    found = catalog("s3://survey/lund")
+
+    assert found.duplicates() == {image_id("s3://survey/lund/b.jpg"): image_id("s3://survey/lund/a.jpg")}
 
 
 # Sources that cannot be used
@@ -423,12 +471,13 @@ class StoreWithEtags:
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = {f"lund/{name}": data for name, data in objects.items()}
         self.read_bytes = dict.fromkeys(objects, 0)
+        self.etag = "tag of {path}"
 
     def list(self) -> list[ObjectInfo]:
         return [replace(self.info(path), path=path.removeprefix("lund/")) for path in sorted(self.objects)]
 
     def info(self, path: str) -> ObjectInfo:
-        return ObjectInfo(path=path, size_bytes=len(self.objects[path]), etag=f"tag of {path}", modified_at=None)
+        return ObjectInfo(path=path, size_bytes=len(self.objects[path]), etag=self.etag.format(path=path), modified_at=None)
 
     def get(self, path: str, *, start: int | None = None, stop: int | None = None) -> bytes:
         data = self.objects[path][start:stop]
