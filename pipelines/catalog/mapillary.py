@@ -23,6 +23,10 @@ MAX_BYTES: Final = 512 * 2**20
 """Of the file: about a million photos."""
 
 
+JSON_ERRORS: Final = (msgspec.DecodeError, RecursionError, ValueError)
+"""What msgspec raises; the last one for text that is not UTF-8."""
+
+
 class _Compass(msgspec.Struct):
     TrueHeading: float | None = None
 
@@ -58,14 +62,14 @@ def read_descriptions(data: bytes, *, name: str) -> tuple[list[TableRow], list[s
         raise _refused(name, f"more than {MAX_BYTES:,} bytes")
     try:
         entries = msgspec.json.decode(data, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise _refused(name, f"no list in JSON: {error}") from error
     rows: list[TableRow] = []
     without, videos, unread = 0, 0, 0
     for number, raw in enumerate(entries, start=1):
         try:
             entry = msgspec.json.decode(raw, type=_Entry)
-        except (msgspec.DecodeError, RecursionError):
+        except JSON_ERRORS:
             unread += 1
             continue
         if entry.filetype != "image":
@@ -94,7 +98,7 @@ def find(filename: str, folder: str, paths: Set[str]) -> str | None:
         folder: where the description lies, in the form of `paths`; empty for the top.
         paths: of all files.
     """
-    is_windows = re.match(r"[A-Za-z]:\\\\", filename) is not None
+    is_windows = re.match(r"[A-Za-z]:\\", filename) is not None
     parts = (filename.replace("\\", "/") if is_windows else posixpath.normpath(filename)).split("/")
     starts = range(1, len(parts)) if is_windows or filename.startswith("/") else range(1)
     ends = (posixpath.join(folder, *parts[start:]) for start in starts)
