@@ -15,16 +15,21 @@ from infra.storage import ObjectInfo
 from pipelines.catalog import mapillary, photo_tables, sidecars, tars
 from pipelines.catalog.claims import Claim
 from pipelines.catalog.file_names import UtmZone, claim_from_name
+from pipelines.catalog.headers import EXTRA
 from pipelines.catalog.locations import Location, is_remote, leaves_root, locate, without_file_scheme
 from pipelines.catalog.reading import Storages, photo_errors
 from schemas.errors import CatalogError, ObjectMissing, PhotoError
 from schemas.reasons import RejectReason
 
-READABLE_ENDINGS: Final = (".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff")
-OTHER_ENDINGS: Final = (".heic", ".heif", ".avif", ".gif", ".bmp", ".ico", ".ppm", ".pgm", ".jp2", ".jxl", ".psd")
+READABLE_ENDINGS: Final = (".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".avif")
+RAW_ENDINGS: Final = (".dng", ".nef", ".nrw", ".arw", ".cr2", ".cr3", ".pef", ".srw", ".orf", ".rw2", ".raf", ".3fr", ".iiq")
+EXTRA_ENDINGS: Final = (".heic", ".heif", ".hif", *RAW_ENDINGS)
+"""Pictures that Folio reads with its extra `archive`."""
+
+OTHER_ENDINGS: Final = (".gif", ".bmp", ".ico", ".ppm", ".pgm", ".jp2", ".jxl", ".psd")
 """Pictures that Folio does not read. They are listed, and rejected with that reason, because the user may count on them."""
 
-PICTURE_ENDINGS: Final = READABLE_ENDINGS + OTHER_ENDINGS
+PICTURE_ENDINGS: Final = READABLE_ENDINGS + EXTRA_ENDINGS + OTHER_ENDINGS
 TABLE_ENDINGS: Final = (*photo_tables.ENDINGS, mapillary.ENDING)
 TAR_ENDINGS: Final = (tars.ENDING, *tars.COMPRESSED_ENDINGS)
 
@@ -32,7 +37,9 @@ ENDINGS_SAID: Final = 12
 ENDING_CHARACTERS: Final = 24
 """Of files that are no photos, which may be called anything."""
 
-PHOTO_ENDINGS_SAID: Final = f"Photos end in {', '.join(READABLE_ENDINGS)}."
+PHOTO_ENDINGS_SAID: Final = (
+    f"Photos end in {', '.join(READABLE_ENDINGS)}, and with the extra `{EXTRA}` in {', '.join(EXTRA_ENDINGS)}."
+)
 
 STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 """Kinds of URL that a table may name. Not the web: a table from elsewhere must not make this machine ask around for it."""
@@ -139,9 +146,7 @@ class Lister:
         others = _counted(skipped)
         if not found:
             beside = f" ({others})" if others else ""
-            raise CatalogError(
-                f"{shown}: no photos in it{beside}. Nothing was written. Photos end in {', '.join(READABLE_ENDINGS)}."
-            )
+            raise CatalogError(f"{shown}: no photos in it{beside}. Nothing was written. {PHOTO_ENDINGS_SAID}")
         if others:
             self.notes.append(f"{shown}: {skipped.total()} files that are no photos were skipped: {others}")
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final, TypeAlias
 
-from PIL import ExifTags, ImageFile
+from PIL import ExifTags
 
-from pipelines.catalog.headers import open_header, quiet_pillow, read_exif, read_ifd
+from pipelines.catalog.headers import format_of, open_header, quiet_pillow, read_exif, read_ifd
 from pipelines.catalog.positions import is_own_estimate, position_problem
+from pipelines.catalog.raw import raw_header
 from pipelines.catalog.times import plausible
 from pipelines.catalog.xmp import first_position, read_xmp
 from schemas.reasons import RejectReason
@@ -52,27 +53,31 @@ class PhotoFacts:
     """By satellite, else by the camera: in UTC, or without a time zone where the camera gives no offset."""
 
 
-def photo_facts(data: bytes, *, max_pixels: int) -> PhotoFacts:
+def photo_facts(data: bytes, *, max_pixels: int, isolated: bool = False) -> PhotoFacts:
     """Read the facts of one photo.
 
     Args:
         data: the file. Of a JPEG its beginning up to the pixels is enough.
         max_pixels: width times height that the header may declare.
+        isolated: this process may crash, so that HEIC, AVIF and RAW are read too; else see `PhotoDecoder.facts`.
 
     Raises:
         PhotoError: no photo Folio reads. Missing or broken metadata is no error.
     """
     with quiet_pillow():
-        image = open_header(data, max_pixels=max_pixels)
-        exif = read_exif(image, data)
+        if isolated and format_of(data) == "RAW":
+            size, exif, packet = raw_header(data, max_pixels=max_pixels)
+        else:
+            image = open_header(data, max_pixels=max_pixels, isolated=isolated)
+            size, exif, packet = image.size, read_exif(image, data), image.info.get("xmp")
         gps, camera = read_ifd(exif, ExifTags.IFD.GPSInfo), read_ifd(exif, ExifTags.IFD.Exif)
         position = _exif_position(gps)
         if isinstance(position, RejectReason):
-            position = first_position(iter((position, _xmp_position(image))))
+            position = first_position(iter((position, _xmp_position(packet))))
     lat_deg, lon_deg = (None, None) if isinstance(position, RejectReason) else position
     return PhotoFacts(
-        width_px=image.width,
-        height_px=image.height,
+        width_px=size[0],
+        height_px=size[1],
         lat_deg=lat_deg,
         lon_deg=lon_deg,
         position_problem=position if isinstance(position, RejectReason) else None,
@@ -156,8 +161,7 @@ def _datetime(text: str, form: str) -> datetime | None:
         return None
 
 
-def _xmp_position(image: ImageFile.ImageFile) -> tuple[float, float] | RejectReason:
-    packet = image.info.get("xmp")
+def _xmp_position(packet: object) -> tuple[float, float] | RejectReason:
     try:
         return read_xmp(packet).position if isinstance(packet, bytes) else RejectReason.NO_POSITION
     except ValueError:

@@ -7,13 +7,15 @@ source that cannot be listed at all is an error.
 
 import math
 import posixpath
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +24,9 @@ import pyarrow.compute as pc
 from infra.observability import progress_bar
 from infra.settings import Settings
 from pipelines.catalog.claims import Claim
+from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.file_names import UtmZone
-from pipelines.catalog.headers import READABLE, format_of
+from pipelines.catalog.headers import ISOLATED, READABLE, format_of, is_readable, require_reader
 from pipelines.catalog.hilbert import hilbert_position
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.listing import Listed, Lister
@@ -134,8 +137,9 @@ def list_photos(
     lister = Lister(storages=storages, utm_zone=zone, needs_position=needs_position)
     listed = list(_without_repeats(photo for source in sources for photo in lister.list(source)))
     used = Sidecars(storages)
-    examine = partial(_row_or_reject, storages=storages, limits=limits, sidecars=used, needs_position=needs_position)
-    outcomes = list(_in_threads(examine, listed, settings.threads))
+    with Headers(limits) as headers:
+        examine = partial(_row_or_reject, storages=storages, headers=headers, sidecars=used, needs_position=needs_position)
+        outcomes = list(_in_threads(examine, listed, settings.threads))
     images = _images_table([row for row, _ in outcomes if row])
     rejects = pa.Table.from_pylist([reject for _, reject in outcomes if reject], REJECTS)
     return Catalog(images=images, rejects=rejects, notes=[*lister.notes, *used.notes(), *_disbelieved(listed, outcomes)])
@@ -176,6 +180,54 @@ def _disbelieved(listed: Sequence[Listed], outcomes: Sequence[Outcome]) -> list[
     return [f"{count} photos are said to be nowhere on Earth; taken as unknown"] if count else []
 
 
+class Headers:
+    """Reads what photos say of themselves, for many threads. Use it in `with`: some formats need a process for each thread."""
+
+    def __init__(self, limits: PhotoLimits) -> None:
+        self.limits = limits
+        self._of_thread = threading.local()
+        self._decoders: list[PhotoDecoder] = []
+
+    def read(self, data: bytes) -> PhotoFacts:
+        """Read the facts of one photo from its bytes, or enough of their beginning.
+
+        Raises:
+            PhotoError: no photo Folio reads.
+        """
+        kind = format_of(data)
+        if kind not in ISOLATED:
+            return photo_facts(data, max_pixels=self.limits.max_pixels)
+        require_reader(kind)
+        if not hasattr(self._of_thread, "decoder"):
+            self._of_thread.decoder = PhotoDecoder(self.limits)
+            self._decoders.append(self._of_thread.decoder)
+        facts: PhotoFacts = self._of_thread.decoder.facts(data)
+        return facts
+
+    def suffices(self, head: bytes, size_bytes: int) -> bool:
+        """Whether the beginning of a photo says all: a JPEG has its metadata before its pixels, others may have it at the end."""
+        kind = format_of(head)
+        if len(head) >= size_bytes or kind not in (*READABLE, *ISOLATED):
+            return True
+        if kind in ISOLATED:
+            return not is_readable(kind)
+        return kind == "JPEG" and self._opens(head)
+
+    def _opens(self, head: bytes) -> bool:
+        try:
+            photo_facts(head, max_pixels=self.limits.max_pixels)
+        except PhotoError as problem:
+            return problem.reason == RejectReason.TOO_MANY_PIXELS  # then more bytes would not help
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for decoder in self._decoders:
+            decoder.close()
+
+
 class Sidecars:
     """Reads what lies beside photos, for many threads, and remembers what to tell of it."""
 
@@ -208,14 +260,12 @@ class Sidecars:
         return notes
 
 
-def _row_or_reject(
-    photo: Listed, *, storages: Storages, limits: PhotoLimits, sidecars: Sidecars, needs_position: bool
-) -> Outcome:
+def _row_or_reject(photo: Listed, *, storages: Storages, headers: Headers, sidecars: Sidecars, needs_position: bool) -> Outcome:
     """Read one photo."""
     fetched = None
     try:
-        fetched = _fetch(photo, storages, limits)
-        facts = photo_facts(fetched.header, max_pixels=limits.max_pixels)
+        fetched = _fetch(photo, storages, headers)
+        facts = headers.read(fetched.header)
         xmp, beside = sidecars.read(photo)
         return _row(photo, fetched, _settled(photo.claim, xmp, facts, beside, needs_position=needs_position)), None
     except PhotoError as problem:
@@ -230,41 +280,28 @@ def _row_or_reject(
         }
 
 
-def _fetch(photo: Listed, storages: Storages, limits: PhotoLimits) -> Fetched:
+def _fetch(photo: Listed, storages: Storages, headers: Headers) -> Fetched:
     """Read what is needed of one photo: all of a local file, as little as possible from a bucket."""
     if isinstance(photo.location, PhotoError):
         raise photo.location
     if photo.uri.encode(errors="replace").decode() != photo.uri:
         raise PhotoError(RejectReason.UNREADABLE, "its name is not UTF-8; rename it")
+    limits = headers.limits
     with photo_errors(photo.location):
         info = photo.info or storages.info(photo.location)
         if info.size_bytes > limits.max_bytes:
             raise PhotoError(RejectReason.TOO_MANY_BYTES, f"{info.size_bytes:,} bytes, the limit is {limits.max_bytes:,}")
         if info.etag:
-            header = _header(storages, photo.location, info.size_bytes, limits)
+            header = _header(storages, photo.location, info.size_bytes, headers)
             return Fetched(size_bytes=info.size_bytes, checksum=f"etag:{info.etag}", header=header)
         data = storages.get(photo.location, stop=limits.max_bytes)
     return Fetched(size_bytes=len(data), checksum=sha256_of(data), header=data)
 
 
-def _header(storages: Storages, location: Location, size_bytes: int, limits: PhotoLimits) -> bytes:
-    """Read the beginning of an object if that says all, else the whole.
-
-    A JPEG has its metadata before its pixels. A PNG, WebP or TIFF may have them at the end.
-    """
+def _header(storages: Storages, location: Location, size_bytes: int, headers: Headers) -> bytes:
+    """Read the beginning of an object if that says all, else the whole."""
     head = storages.get(location, stop=HEAD_BYTES)
-    kind = format_of(head)
-    if len(head) >= size_bytes or kind not in READABLE or (kind == "JPEG" and _opens(head, limits)):
-        return head
-    return storages.get(location)
-
-
-def _opens(head: bytes, limits: PhotoLimits) -> bool:
-    try:
-        photo_facts(head, max_pixels=limits.max_pixels)
-    except PhotoError as problem:
-        return problem.reason == RejectReason.TOO_MANY_PIXELS  # then more bytes would not help
-    return True
+    return head if headers.suffices(head, size_bytes) else storages.get(location)
 
 
 def _settled(claim: Claim, xmp: Claim, facts: PhotoFacts, beside: Claim, *, needs_position: bool) -> Known:

@@ -162,7 +162,8 @@ def test_linked_photos_are_read_and_circles_of_links_are_not_followed(lund: Path
     [
         ("empty.jpg", b"", "empty-file"),
         ("text.jpg", b"hello", "not-an-image"),
-        ("phone.heic", b"\0\0\0\x18ftypheic", "unsupported-format"),
+        ("phone.heic", b"\0\0\0\x18ftypheic", "damaged"),
+        ("scan.jp2", b"\0\0\0\x0cjP  ", "unsupported-format"),
         ("cut.jpg", jpeg(1, 2)[:30], "truncated"),
         ("nowhere.jpg", jpeg(), "no-position"),
         ("sea.jpg", jpeg(0, 0), "null-island"),
