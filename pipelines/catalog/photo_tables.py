@@ -242,6 +242,8 @@ def _times(column: Column | None, count: int) -> tuple[list[datetime | None], in
     """Read times as UTC, and count the cells that hold something else."""
     if column is None:
         return [None] * count, 0
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)  # of nanoseconds only pandas makes objects
     cells = column.to_pylist()
     times = [read_time(cell) for cell in cells]
     return times, sum(time is None and cell not in (None, "") for time, cell in zip(times, cells, strict=True))

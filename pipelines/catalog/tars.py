@@ -51,7 +51,7 @@ class Member:
     """One file of a tar."""
 
     name: str
-    """Relative, without `.` and `..`; as it stands in the tar where `problem` says why not."""
+    """Relative, without `.` and `..`; where `problem` says that it leads out, as it stands in the tar."""
 
     start: int
     """First byte in the tar."""
@@ -168,7 +168,8 @@ class _Walk:
         if found.isdir():
             return
         problem = self._problem(found)
-        name = _shown(found.name) if problem else posixpath.normpath(found.name)
+        leads_out = problem is not None and problem.reason == RejectReason.OUTSIDE_ROOT
+        name = _shown(found.name if leads_out else posixpath.normpath(found.name))
         if name in self._places:
             earlier = self.members[self._places[name]]
             detail = "another file of this name stands further back in the tar, and was taken"

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -320,6 +321,29 @@ def test_where_a_table_says_nothing_the_photo_is_asked(lund: Path):
     table = write(lund / "photos.csv", "uri,lat_deg,lon_deg\na.jpg,,\n")
 
     assert catalog(table).images["lat_deg"].to_pylist() == pytest.approx([55.5])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_of_an_archive_need_not_say_where_photos_are(lund: Path, form: str):
+    write(lund / "nowhere.jpg", jpeg())
+    columns = {
+        "path": ["a.jpg", "nowhere.jpg"],
+        "taken_at": ["2026-05-01T12:00:00.250+02:00", None],
+        "sequence": ["drive", "drive"],
+    }
+    if form == "csv":
+        write(lund / "photos.csv", "path,taken_at,sequence\na.jpg,2026-05-01T12:00:00.250+02:00,drive\nnowhere.jpg,,drive\n")
+    else:
+        pq.write_table(pa.table(columns), lund / "photos.parquet")
+
+    found = catalog(lund / f"photos.{form}", needs_position=False)
+
+    first, second = sorted(found.images.to_pylist(), key=lambda row: row["uri"])
+    assert (first["lat_deg"], second["lat_deg"]) == (pytest.approx(55.5), None)
+    assert (first["taken_at"], second["taken_at"]) == (datetime(2026, 5, 1, 10, 0, 0, 250_000, tzinfo=UTC), None)
+    assert (first["sequence_id"], second["sequence_id"]) == ("drive", "drive")
+    with pytest.raises(CatalogError, match="no columns lat_deg and lon_deg"):
+        catalog(lund / f"photos.{form}")
 
 
 def test_wrong_positions_in_a_table_are_rejected_by_row(lund: Path):
