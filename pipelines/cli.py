@@ -142,7 +142,7 @@ BUILDING = _options(
 def main(ctx: click.Context, endpoint: str | None) -> None:
     """Turn geotagged photos into a published, searchable map, and say where other photos were taken.
 
-    PHOTOS are folders, buckets (s3://...), single photos, or tables (.csv, .parquet) with uri, lat_deg and lon_deg.
+    PHOTOS are folders, buckets (s3://...), tars, single photos, or tables (.csv, .parquet) with uri, lat_deg and lon_deg.
     MAP is a folder or any fsspec URL.
     """
     if endpoint:

@@ -22,7 +22,8 @@ class RejectReason(StrEnum):
     NOT_AN_IMAGE = "not-an-image"
     """The bytes are no picture that can be recognised."""
     UNSUPPORTED_FORMAT = "unsupported-format"
-    """A picture in a format Folio does not read. It reads JPEG, PNG, WebP and TIFF."""
+    """A picture in a format Folio does not read, or not here. It reads JPEG, PNG, WebP, TIFF and AVIF, with its extra `archive`
+    also HEIC and RAW."""
     TOO_MANY_PIXELS = "too-many-pixels"
     """The header declares more pixels than the limit; it was not decoded."""
     TOO_MANY_BYTES = "too-many-bytes"

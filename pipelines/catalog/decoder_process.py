@@ -4,8 +4,9 @@ Whatever a photo does to a C decoder, it does it here, under a memory limit and 
 process at any time. So it holds nothing worth keeping, and imports only Pillow to start fast.
 
 Once started it writes `READY`.
-Request: `REQUEST` (bytes to follow, pixel limit, least side or 0 for an exact decode), the bytes.
-Reply: `REPLY` (b"P", height, width) and height x width x 3 bytes, or (b"E", length, 0) and JSON {"reason", "detail"}.
+Request: `REQUEST` (b"P" for pixels or b"F" for facts, bytes to follow, pixel limit, least side or 0 for an exact decode) and
+the bytes. Reply: `REPLY` (b"P", height, width) and height x width x 3 bytes, (b"F", length, 0) and `PhotoFacts` as JSON, or
+(b"E", length, 0) and JSON {"reason", "detail"}.
 """
 
 import json
@@ -20,11 +21,11 @@ from typing import BinaryIO, Final
 
 from PIL import ExifTags, Image, ImageFile
 
-from pipelines.catalog.headers import HEADER_ERRORS, open_header, read_exif
+from pipelines.catalog.headers import HEADER_ERRORS, format_of, open_header, read_exif
 from schemas.errors import PhotoError
 from schemas.reasons import RejectReason
 
-REQUEST: Final = struct.Struct("<QQI")
+REQUEST: Final = struct.Struct("<cQQI")
 REPLY: Final = struct.Struct("<cII")
 
 READY: Final = b"ready"
@@ -58,14 +59,18 @@ def decode(data: bytes, *, max_pixels: int, min_side: int) -> tuple[Image.Image,
     Raises:
         PhotoError: it cannot be decoded.
     """
-    image = open_header(data, max_pixels=max_pixels)
+    if format_of(data) == "RAW":
+        from pipelines.catalog.raw import decode_raw
+
+        return decode_raw(data, max_pixels=max_pixels, min_side=min_side)
+    image = open_header(data, max_pixels=max_pixels, isolated=True)
     try:
         if min_side:
             image.draft(None, (min_side, min_side))
         image.load()
     except MemoryError as error:
         raise PhotoError(RejectReason.DECODER_CRASHED, "decoding it needs more memory than the limit") from error
-    except HEADER_ERRORS as error:
+    except (*HEADER_ERRORS, EOFError, RuntimeError) as error:  # the last two by libheif
         ends_early = "truncated" in str(error).lower()
         raise PhotoError(RejectReason.TRUNCATED if ends_early else RejectReason.DAMAGED, str(error)) from error
     if image.mode in ("I", "F", "LAB"):
@@ -128,14 +133,18 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
     replies.write(READY)
     replies.flush()
     while head := requests.read(REQUEST.size):
-        size_bytes, max_pixels, min_side = REQUEST.unpack(head)
-        _answer(requests.read(size_bytes), max_pixels, min_side, replies)
+        kind, size_bytes, max_pixels, min_side = REQUEST.unpack(head)
+        _answer(kind, requests.read(size_bytes), max_pixels, min_side, replies)
         replies.flush()
 
 
-def _answer(data: bytes, max_pixels: int, min_side: int, replies: BinaryIO) -> None:
+def _answer(kind: bytes, data: bytes, max_pixels: int, min_side: int, replies: BinaryIO) -> None:
     """Answer one request. A function of its own, so that the photo is forgotten before the next one is read."""
     try:
+        if kind == b"F":
+            body = _facts(data, max_pixels)
+            replies.write(REPLY.pack(b"F", len(body), 0) + body)
+            return
         image, orientation = decode(data, max_pixels=max_pixels, min_side=min_side)
     except PhotoError as error:
         body = json.dumps({"reason": error.reason, "detail": error.detail}).encode()
@@ -143,6 +152,15 @@ def _answer(data: bytes, max_pixels: int, min_side: int, replies: BinaryIO) -> N
         return
     replies.write(REPLY.pack(b"P", *upright_size(image, orientation)))
     replies.writelines(upright_strips(image, orientation))
+
+
+def _facts(data: bytes, max_pixels: int) -> bytes:
+    """Read a header and give what it says as JSON. Imports here, as most decoders only decode."""
+    import msgspec
+
+    from pipelines.catalog.photo_facts import photo_facts
+
+    return msgspec.json.encode(photo_facts(data, max_pixels=max_pixels, isolated=True))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Turn the bytes of photos into pixels, safely: in a process of its own that may be killed.
+"""Turn the bytes of photos into pixels, safely: in a process of its own that may be killed. Headers that need it too.
 
 A decompression bomb, an endless loop or a crash in a C decoder costs one photo and one restart (0.3 s), never the build. Used
 by `pipelines.build` and `pipelines.query`, in threads and in Ray actors alike: the child is started as a fresh interpreter
@@ -14,11 +14,13 @@ from io import BufferedReader
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
+import msgspec
 import numpy as np
 from jaxtyping import UInt8
 
 from pipelines.catalog.decoder_process import READY, REPLY, REQUEST
 from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.photo_facts import PhotoFacts
 from schemas.errors import PhotoError, WorkError
 from schemas.reasons import RejectReason
 
@@ -53,13 +55,29 @@ class PhotoDecoder:
             PhotoError: it cannot be decoded within the limits; the decoder can go on with the next photo.
             WorkError: the child process cannot be started, so no photo could be decoded.
         """
+        answer = self._ask(b"P", data, min_side or 0)
+        assert isinstance(answer, np.ndarray)
+        return answer
+
+    def facts(self, data: bytes) -> PhotoFacts:
+        """Read the header of one photo of any format, also of those whose headers only C libraries read.
+
+        Raises:
+            PhotoError: no photo Folio reads, or not within the limits; the decoder can go on with the next photo.
+            WorkError: the child process cannot be started, so no photo could be read.
+        """
+        answer = self._ask(b"F", data, 0)
+        assert isinstance(answer, PhotoFacts)
+        return answer
+
+    def _ask(self, kind: bytes, data: bytes, min_side: int) -> np.ndarray | PhotoFacts:
         if len(data) > self._limits.max_bytes:
             raise PhotoError(RejectReason.TOO_MANY_BYTES, f"{len(data):,} bytes, the limit is {self._limits.max_bytes:,}")
         child = self._running_child()
         watchdog = _Watchdog(child.process, self._limits.decode_timeout_s)
         in_step = False
         try:
-            answer = child.ask(data, self._limits.max_pixels, min_side or 0)
+            answer = child.ask(kind, data, self._limits.max_pixels, min_side)
             in_step = True
         except (EOFError, BrokenPipeError) as error:
             watchdog.stop()
@@ -130,21 +148,23 @@ class _Child:
         """
         _read_exactly(self._answers, bytearray(len(READY)))
 
-    def ask(self, data: bytes, max_pixels: int, min_side: int) -> UInt8[np.ndarray, "H W 3"] | PhotoError:
-        """Have one photo decoded.
+    def ask(self, kind: bytes, data: bytes, max_pixels: int, min_side: int) -> np.ndarray | PhotoFacts | PhotoError:
+        """Have one photo decoded, or its header read.
 
         Raises:
             EOFError, BrokenPipeError: it died.
         """
         self._chatter.seek(0)  # the child writes on from here: parent and child share the offset
         self._chatter.truncate()
-        self._questions.write(REQUEST.pack(len(data), max_pixels, min_side))
+        self._questions.write(REQUEST.pack(kind, len(data), max_pixels, min_side))
         self._questions.write(data)
         self._questions.flush()
-        kind, height, width = REPLY.unpack(_read_exactly(self._answers, bytearray(REPLY.size)))
-        if kind == b"E":
+        what, height, width = REPLY.unpack(_read_exactly(self._answers, bytearray(REPLY.size)))
+        if what == b"E":
             problem = json.loads(_read_exactly(self._answers, bytearray(height)))
             return PhotoError(RejectReason(problem["reason"]), problem["detail"])
+        if what == b"F":
+            return msgspec.json.decode(_read_exactly(self._answers, bytearray(height)), type=PhotoFacts)
         pixels = np.empty((height, width, 3), dtype=np.uint8)
         _read_exactly(self._answers, pixels.data.cast("B"))
         return pixels

@@ -1,23 +1,24 @@
 """Where, when and in which direction one photo was taken, from the header of its file.
 
 Reads EXIF, and XMP where EXIF has no usable position. Never decodes pixels. Broken metadata of whatever kind is no metadata.
-Used by `sources` for each photo of a catalog. Tags: https://www.cipa.jp/std/documents/e/DC-X008-Translation-2019-E.pdf, XMP
-coordinates: XMP specification part 2, section 1.2.7.4 ("GPSCoordinate").
+Used by `sources` for each photo of a catalog. Tags: https://www.cipa.jp/std/documents/e/DC-X008-Translation-2019-E.pdf
 """
 
 import math
 import numbers
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final, TypeAlias
-from xml.etree.ElementTree import ParseError
 
-from PIL import ExifTags, ImageFile
+from PIL import ExifTags
 
-from pipelines.catalog.headers import open_header, quiet_pillow, read_exif, read_ifd
-from pipelines.catalog.positions import position_problem
+from pipelines.catalog.headers import format_of, open_header, quiet_pillow, read_exif, read_ifd
+from pipelines.catalog.positions import is_own_estimate, position_problem
+from pipelines.catalog.raw import raw_header
+from pipelines.catalog.times import plausible
+from pipelines.catalog.xmp import first_position, read_xmp
 from schemas.reasons import RejectReason
 
 Tags: TypeAlias = Mapping[int, Any]
@@ -25,12 +26,6 @@ Tags: TypeAlias = Mapping[int, Any]
 
 BELOW_SEA_LEVEL: Final = (1, 3)
 """GPSAltitudeRef: 1 below sea level, 3 below the ellipsoid (EXIF 3.0)."""
-
-PLAUSIBLE_YEARS: Final = range(1826, 2200)
-"""From the first photograph to far beyond any clock that was set."""
-
-XMP_ERRORS: Final = (ParseError, ValueError, AttributeError, TypeError, RecursionError)
-"""What `getxmp` raises: not XML, forbidden entities (a ValueError), a TIFF tag that is no bytes, nesting without end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,30 +50,34 @@ class PhotoFacts:
     """Clockwise from true north, 0 to 360. Magnetic headings are not used."""
 
     taken_at: datetime | None
-    """In UTC. A local time without an offset is read as UTC."""
+    """By satellite, else by the camera: in UTC, or without a time zone where the camera gives no offset."""
 
 
-def photo_facts(data: bytes, *, max_pixels: int) -> PhotoFacts:
+def photo_facts(data: bytes, *, max_pixels: int, isolated: bool = False) -> PhotoFacts:
     """Read the facts of one photo.
 
     Args:
         data: the file. Of a JPEG its beginning up to the pixels is enough.
         max_pixels: width times height that the header may declare.
+        isolated: this process may crash, so that HEIC, AVIF and RAW are read too; else see `PhotoDecoder.facts`.
 
     Raises:
         PhotoError: no photo Folio reads. Missing or broken metadata is no error.
     """
     with quiet_pillow():
-        image = open_header(data, max_pixels=max_pixels)
-        exif = read_exif(image, data)
+        if isolated and format_of(data) == "RAW":
+            size, exif, packet = raw_header(data, max_pixels=max_pixels)
+        else:
+            image = open_header(data, max_pixels=max_pixels, isolated=isolated)
+            size, exif, packet = image.size, read_exif(image, data), image.info.get("xmp")
         gps, camera = read_ifd(exif, ExifTags.IFD.GPSInfo), read_ifd(exif, ExifTags.IFD.Exif)
         position = _exif_position(gps)
         if isinstance(position, RejectReason):
-            position = _first_position(position, _xmp_positions(image))
+            position = first_position(iter((position, _xmp_position(packet))))
     lat_deg, lon_deg = (None, None) if isinstance(position, RejectReason) else position
     return PhotoFacts(
-        width_px=image.width,
-        height_px=image.height,
+        width_px=size[0],
+        height_px=size[1],
         lat_deg=lat_deg,
         lon_deg=lon_deg,
         position_problem=position if isinstance(position, RejectReason) else None,
@@ -88,28 +87,13 @@ def photo_facts(data: bytes, *, max_pixels: int) -> PhotoFacts:
     )
 
 
-def _checked(lat_deg: float, lon_deg: float) -> tuple[float, float] | RejectReason:
-    return position_problem(lat_deg, lon_deg) or (lat_deg, lon_deg)
-
-
-def _first_position(
-    problem: RejectReason, others: Iterator[tuple[float, float] | RejectReason]
-) -> tuple[float, float] | RejectReason:
-    """Take the first usable position; without one the first problem that is more than absence."""
-    for other in others:
-        if not isinstance(other, RejectReason):
-            return other
-        if problem == RejectReason.NO_POSITION:
-            problem = other
-    return problem
-
-
 def _exif_position(gps: Tags) -> tuple[float, float] | RejectReason:
-    if ExifTags.GPS.GPSLatitude not in gps and ExifTags.GPS.GPSLongitude not in gps:
+    absent = ExifTags.GPS.GPSLatitude not in gps and ExifTags.GPS.GPSLongitude not in gps
+    if absent or is_own_estimate(_comment(gps.get(ExifTags.GPS.GPSProcessingMethod))):
         return RejectReason.NO_POSITION
     lat_deg = _degrees(gps.get(ExifTags.GPS.GPSLatitude)) * _sign(gps.get(ExifTags.GPS.GPSLatitudeRef), "NS")
     lon_deg = _degrees(gps.get(ExifTags.GPS.GPSLongitude)) * _sign(gps.get(ExifTags.GPS.GPSLongitudeRef), "EW")
-    return _checked(lat_deg, lon_deg)
+    return position_problem(lat_deg, lon_deg) or (lat_deg, lon_deg)
 
 
 def _degrees(value: Any) -> float:
@@ -161,52 +145,37 @@ def _camera_time(camera: Tags) -> datetime | None:
     local = _datetime(_text(camera.get(ExifTags.Base.DateTimeOriginal)), "%Y:%m:%d %H:%M:%S")
     if local is None:
         return None
+    fraction = re.match(r"\d{1,6}", _text(camera.get(ExifTags.Base.SubsecTimeOriginal)), re.ASCII)
+    local = local.replace(microsecond=int(fraction[0].ljust(6, "0")) if fraction else 0)
     offset = re.fullmatch(r"([+-])(\d\d):(\d\d)", _text(camera.get(ExifTags.Base.OffsetTimeOriginal)))
     if offset is None or int(offset[2]) > 14:
-        return local.replace(tzinfo=UTC)
+        return local
     ahead = timedelta(hours=int(offset[2]), minutes=int(offset[3])) * (-1 if offset[1] == "-" else 1)
     return local.replace(tzinfo=timezone(ahead)).astimezone(UTC)
 
 
 def _datetime(text: str, form: str) -> datetime | None:
     try:
-        moment = datetime.strptime(text, form)
+        return plausible(datetime.strptime(text, form))
     except ValueError:
         return None
-    return moment if moment.year in PLAUSIBLE_YEARS else None
 
 
-def _xmp_positions(image: ImageFile.ImageFile) -> Iterator[tuple[float, float] | RejectReason]:
-    """Each position among the XMP descriptions of a photo, usable or not."""
-    for description in _xmp_descriptions(image):
-        lat, lon = description.get("GPSLatitude"), description.get("GPSLongitude")
-        if lat is not None or lon is not None:
-            yield _checked(_xmp_degrees(lat, "NS"), _xmp_degrees(lon, "EW"))
-
-
-def _xmp_descriptions(image: ImageFile.ImageFile) -> list[Mapping[str, Any]]:
+def _xmp_position(packet: object) -> tuple[float, float] | RejectReason:
     try:
-        found = image.getxmp()["xmpmeta"]["RDF"]["Description"]
-    except (KeyError, *XMP_ERRORS):
-        return []
-    return [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, dict)]
-
-
-def _xmp_degrees(value: Any, letters: str) -> float:
-    """Read "35,0.73104N", "35,0,43.8N" or a signed decimal number; NaN for anything else."""
-    text = _text(value).upper()
-    if text[-1:] and text[-1] in letters:
-        return _degrees(tuple(_decimal(part) for part in text[:-1].split(","))) * _sign(text[-1], letters)
-    return _decimal(text)
-
-
-def _decimal(text: str) -> float:
-    return float(text) if re.fullmatch(r"\s*[+-]?\d+(\.\d*)?\s*", text, re.ASCII) else math.nan
+        return read_xmp(packet).position if isinstance(packet, bytes) else RejectReason.NO_POSITION
+    except ValueError:
+        return RejectReason.NO_POSITION
 
 
 def _number(value: Any) -> float:
     """A number as float; NaN for 0/0 and for anything that is no number."""
     return float(value) if isinstance(value, numbers.Real) else math.nan
+
+
+def _comment(value: Any) -> str:
+    """Text that EXIF leads by eight bytes for its character set."""
+    return _text(value[8:]) if isinstance(value, bytes) else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,6 @@ column names are understood and mentioned. Used by `sources`.
 import csv
 import json
 import math
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 
 from pipelines.catalog.claims import Claim
+from pipelines.catalog.times import with_dashes
 from schemas.errors import CatalogError
 
 ENDINGS: Final = (".csv", ".parquet", ".geoparquet")
@@ -91,16 +91,16 @@ def read_photo_table(data: bytes, *, name: str, needs_position: bool) -> tuple[l
         TableRow(
             uri=uri or "",
             claim=Claim(
-                source=f"row {number} of {name}",
+                source=f"row {row} of {name}",
                 lat_deg=lat,
                 lon_deg=lon,
-                altitude_m=_finite(altitude),
-                heading_deg=_heading(heading),
+                altitude_m=finite(altitude),
+                heading_deg=read_heading(heading),
                 taken_at=time,
                 sequence_id=sequence,
             ),
         )
-        for number, (uri, lat, lon, altitude, heading, time, sequence) in enumerate(cells, start=1)
+        for row, (uri, lat, lon, altitude, heading, time, sequence) in enumerate(cells, start=1)
     ]
     return rows, notes
 
@@ -209,24 +209,26 @@ def _numbers(column: Column | None, count: int) -> list[float | None]:
     """Read numbers; None where the cell is empty, NaN where it holds something else."""
     if column is None:
         return [None] * count
-    return [_number(value) for value in column.to_pylist()]
+    return [read_number(value) for value in column.to_pylist()]
 
 
-def _number(value: Any) -> float | None:
-    """A cell as number. Text may have a decimal comma, as in tables with semicolons."""
+def read_number(value: Any) -> float | None:
+    """Read a cell as number: None where it is empty, NaN where it holds something else. Text may have a decimal comma."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
         return float(value.replace(",", ".") if isinstance(value, str) else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """Give a number, or None for one that is none."""
     return value if value is not None and math.isfinite(value) else None
 
 
-def _heading(value: float | None) -> float | None:
+def read_heading(value: float | None) -> float | None:
+    """Give a heading from 0 to 360; None for a number that is none."""
     return value % 360 if value is not None and -360 <= value <= 360 else None
 
 
@@ -240,16 +242,18 @@ def _times(column: Column | None, count: int) -> tuple[list[datetime | None], in
     """Read times as UTC, and count the cells that hold something else."""
     if column is None:
         return [None] * count, 0
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)  # of nanoseconds only pandas makes objects
     cells = column.to_pylist()
-    times = [_time(cell) for cell in cells]
+    times = [read_time(cell) for cell in cells]
     return times, sum(time is None and cell not in (None, "") for time, cell in zip(times, cells, strict=True))
 
 
-def _time(value: Any) -> datetime | None:
-    """A cell as time in UTC; one without an offset is UTC already."""
+def read_time(value: Any) -> datetime | None:
+    """Read a cell as time in UTC; one without an offset is UTC already. None for what is no time."""
     if isinstance(value, str):
         try:
-            value = datetime.fromisoformat(re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", value.strip()))  # EXIF has colons
+            value = datetime.fromisoformat(with_dashes(value.strip()))
         except ValueError:
             return None
     if not isinstance(value, datetime):

@@ -1,4 +1,4 @@
-"""Is a pair of numbers a position on Earth? The one rule for EXIF, XMP, file names and tables."""
+"""Is a pair of numbers a position on Earth, and one that somebody knew? The one rule for EXIF, XMP, JSON, names and tables."""
 
 from schemas.reasons import RejectReason
 
@@ -15,3 +15,12 @@ def position_problem(lat_deg: float, lon_deg: float) -> RejectReason | None:
     if lat_deg == 0 and lon_deg == 0:
         return RejectReason.NULL_ISLAND
     return None
+
+
+def is_own_estimate(method: str) -> bool:
+    """Whether a GPSProcessingMethod says that Folio looked the position up, by pixels or between photos.
+
+    Such a position is an answer. Taken for known it would be built into maps, and answers would be measured by answers. One
+    that a person gave by hand is known.
+    """
+    return method.startswith("folio:") and method != "folio: by hand"

@@ -1,17 +1,21 @@
-"""folder | bucket | table ▶ images: from what a user names on the command line to the rows of a catalog.
+"""folder | bucket | tar | table ▶ images: from what a user names on the command line to the rows of a catalog.
 
-Lists each source (`listing`), reads each photo once for its size, checksum and header (`photo_facts`), settles what is known of
-it, and sorts the rows along a Hilbert curve. A bad photo becomes a reject with a reason; a source that cannot be listed at all
-is an error.
+Lists each source (`listing`), reads each photo once for its size, checksum and header (`photo_facts`), reads what lies beside it
+(`sidecars`), settles what is known of it, and sorts the rows along a Hilbert curve. A bad photo becomes a reject with a reason; a
+source that cannot be listed at all is an error.
 """
 
 import math
+import posixpath
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,17 +23,19 @@ import pyarrow.compute as pc
 
 from infra.observability import progress_bar
 from infra.settings import Settings
-from infra.storage import Storage
 from pipelines.catalog.claims import Claim
+from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.file_names import UtmZone
-from pipelines.catalog.headers import READABLE, format_of
+from pipelines.catalog.headers import ISOLATED, READABLE, format_of, is_readable, require_reader
 from pipelines.catalog.hilbert import hilbert_position
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.listing import Listed, Lister
-from pipelines.catalog.locations import Location
+from pipelines.catalog.locations import Location, locate
 from pipelines.catalog.photo_facts import PhotoFacts, photo_facts
 from pipelines.catalog.positions import position_problem
 from pipelines.catalog.reading import Storages, photo_errors, sha256_of
+from pipelines.catalog.sidecars import MAX_BYTES, read_sidecar
+from pipelines.catalog.times import EPOCH
 from schemas.errors import PhotoError
 from schemas.geoparquet import GEOMETRY_FIELDS, point_columns
 from schemas.images import IMAGES, image_id, photo_key
@@ -47,12 +53,10 @@ READ_AHEAD: Final = 1024
 """Photos that are handed to the threads at once."""
 
 PROBLEMS_OF_FILES: Final = {
-    RejectReason.NO_POSITION: "neither EXIF, XMP, the file name nor a table says where it was taken",
+    RejectReason.NO_POSITION: "neither EXIF, XMP, the file name, a file beside it nor a table says where it was taken",
     RejectReason.POSITION_INVALID: "the position in its EXIF or XMP cannot be read or is not on Earth",
     RejectReason.NULL_ISLAND: "the position in its EXIF or XMP is exactly 0, 0: the camera had no fix",
 }
-
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Known(NamedTuple):
@@ -88,6 +92,20 @@ class Catalog:
     notes: list[str]
     """How the sources were understood, one line each, for the user."""
 
+    def duplicates(self) -> dict[str, str]:
+        """Find photos of the same bytes: the image id of each but the first by name, to that of the first.
+
+        By size and checksum, so that photos of a bucket, which are known by their etags, are compared among themselves alone.
+        """
+        columns = ("uri", "image_id", "size_bytes", "checksum")
+        first: dict[tuple[int, str], str] = {}
+        repeated: dict[str, str] = {}
+        for _, name, *content in sorted(zip(*(self.images[column].to_pylist() for column in columns), strict=True)):
+            original = first.setdefault((content[0], content[1]), name)
+            if original != name:
+                repeated[name] = original
+        return repeated
+
 
 def list_photos(
     sources: Sequence[str],
@@ -97,9 +115,11 @@ def list_photos(
     needs_position: bool,
     utm_zone: str | None = None,
 ) -> Catalog:
-    """List the photos of folders, URLs, single photos and tables.
+    """List the photos of folders, tars, URLs, single photos and tables.
 
-    The first mention of a photo counts. The position comes from the table, else the file name, else EXIF, else XMP.
+    The first mention of a photo counts. Position, altitude, heading and time come from a table or Mapillary image description,
+    else the file name, else an XMP sidecar, else EXIF, else XMP in the file, else JSON beside the photo (`sidecars`). A time that
+    gives its offset from UTC, or is of satellites, goes before one that gives none, which is read as UTC.
 
     Args:
         sources: as the user names them; at least one.
@@ -116,11 +136,13 @@ def list_photos(
     zone = UtmZone.parse(utm_zone) if utm_zone else None
     lister = Lister(storages=storages, utm_zone=zone, needs_position=needs_position)
     listed = list(_without_repeats(photo for source in sources for photo in lister.list(source)))
-    examine = partial(_row_or_reject, storages=storages, limits=limits, needs_position=needs_position)
-    outcomes = list(_in_threads(examine, listed, settings.threads))
+    used = Sidecars(storages)
+    with Headers(limits) as headers:
+        examine = partial(_row_or_reject, storages=storages, headers=headers, sidecars=used, needs_position=needs_position)
+        outcomes = list(_in_threads(examine, listed, settings.threads))
     images = _images_table([row for row, _ in outcomes if row])
     rejects = pa.Table.from_pylist([reject for _, reject in outcomes if reject], REJECTS)
-    return Catalog(images=images, rejects=rejects, notes=[*lister.notes, *_disbelieved(listed, outcomes)])
+    return Catalog(images=images, rejects=rejects, notes=[*lister.notes, *used.notes(), *_disbelieved(listed, outcomes)])
 
 
 def _without_repeats(listed: Iterable[Listed]) -> Iterator[Listed]:
@@ -158,13 +180,94 @@ def _disbelieved(listed: Sequence[Listed], outcomes: Sequence[Outcome]) -> list[
     return [f"{count} photos are said to be nowhere on Earth; taken as unknown"] if count else []
 
 
-def _row_or_reject(photo: Listed, *, storages: Storages, limits: PhotoLimits, needs_position: bool) -> Outcome:
+class Headers:
+    """Reads what photos say of themselves, for many threads. Use it in `with`: some formats need a process for each thread."""
+
+    def __init__(self, limits: PhotoLimits) -> None:
+        self.limits = limits
+        self._of_thread = threading.local()
+        self._decoders: list[PhotoDecoder] = []
+
+    def read(self, data: bytes) -> PhotoFacts:
+        """Read the facts of one photo from its bytes, or enough of their beginning.
+
+        Raises:
+            PhotoError: no photo Folio reads.
+        """
+        kind = format_of(data)
+        if kind not in ISOLATED:
+            return photo_facts(data, max_pixels=self.limits.max_pixels)
+        require_reader(kind)
+        if not hasattr(self._of_thread, "decoder"):
+            self._of_thread.decoder = PhotoDecoder(self.limits)
+            self._decoders.append(self._of_thread.decoder)
+        facts: PhotoFacts = self._of_thread.decoder.facts(data)
+        return facts
+
+    def suffices(self, head: bytes, size_bytes: int) -> bool:
+        """Whether the beginning of a photo says all: a JPEG has its metadata before its pixels, others may have it at the end."""
+        kind = format_of(head)
+        if len(head) >= size_bytes or kind not in (*READABLE, *ISOLATED):
+            return True
+        if kind in ISOLATED:
+            return not is_readable(kind)
+        return kind == "JPEG" and self._opens(head)
+
+    def _opens(self, head: bytes) -> bool:
+        try:
+            photo_facts(head, max_pixels=self.limits.max_pixels)
+        except PhotoError as problem:
+            return problem.reason == RejectReason.TOO_MANY_PIXELS  # then more bytes would not help
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for decoder in self._decoders:
+            decoder.close()
+
+
+class Sidecars:
+    """Reads what lies beside photos, for many threads, and remembers what to tell of it."""
+
+    def __init__(self, storages: Storages) -> None:
+        self._storages = storages
+        self._read: list[str] = []
+        self._unread: list[str] = []
+
+    def read(self, photo: Listed) -> tuple[Claim, Claim]:
+        """Give what its XMP sidecar and what its JSON says."""
+        said = [Claim(source="")] * 2
+        for uri in photo.beside:
+            location = locate(uri, photo.root)
+            try:
+                with photo_errors(location):
+                    data = self._storages.get(location, stop=MAX_BYTES + 1)
+                said[uri.lower().endswith(".json")] = read_sidecar(uri, data, photo=photo.uri)
+                self._read.append(posixpath.splitext(uri)[1].lower())
+            except (PhotoError, ValueError):
+                self._unread.append(uri)
+        return said[0], said[1]
+
+    def notes(self) -> list[str]:
+        """Say what was read and what could not be."""
+        kinds = ", ".join(f"{count:,} {ending}" for ending, count in sorted(Counter(self._read).items()))
+        notes = [f"read beside the photos: {kinds}"] if kinds else []
+        if self._unread:
+            first = min(self._unread)
+            notes.append(f"{len(self._unread):,} files beside photos cannot be read and say nothing, the first is {first}")
+        return notes
+
+
+def _row_or_reject(photo: Listed, *, storages: Storages, headers: Headers, sidecars: Sidecars, needs_position: bool) -> Outcome:
     """Read one photo."""
     fetched = None
     try:
-        fetched = _fetch(photo, storages, limits)
-        facts = photo_facts(fetched.header, max_pixels=limits.max_pixels)
-        return _row(photo, fetched, _settled(photo.claim, facts, needs_position=needs_position)), None
+        fetched = _fetch(photo, storages, headers)
+        facts = headers.read(fetched.header)
+        xmp, beside = sidecars.read(photo)
+        return _row(photo, fetched, _settled(photo.claim, xmp, facts, beside, needs_position=needs_position)), None
     except PhotoError as problem:
         key = photo_key(photo.uri, fetched.size_bytes, fetched.checksum, *[None] * len(Known._fields)) if fetched else None
         return None, {
@@ -177,54 +280,48 @@ def _row_or_reject(photo: Listed, *, storages: Storages, limits: PhotoLimits, ne
         }
 
 
-def _fetch(photo: Listed, storages: Storages, limits: PhotoLimits) -> Fetched:
+def _fetch(photo: Listed, storages: Storages, headers: Headers) -> Fetched:
     """Read what is needed of one photo: all of a local file, as little as possible from a bucket."""
     if isinstance(photo.location, PhotoError):
         raise photo.location
     if photo.uri.encode(errors="replace").decode() != photo.uri:
         raise PhotoError(RejectReason.UNREADABLE, "its name is not UTF-8; rename it")
-    storage, path = storages.at(photo.location.storage_url), photo.location.path
+    limits = headers.limits
     with photo_errors(photo.location):
-        info = photo.info or storage.info(path)
+        info = photo.info or storages.info(photo.location)
         if info.size_bytes > limits.max_bytes:
             raise PhotoError(RejectReason.TOO_MANY_BYTES, f"{info.size_bytes:,} bytes, the limit is {limits.max_bytes:,}")
         if info.etag:
-            header = _header(storage, path, info.size_bytes, limits)
+            header = _header(storages, photo.location, info.size_bytes, headers)
             return Fetched(size_bytes=info.size_bytes, checksum=f"etag:{info.etag}", header=header)
-        data = storage.get(path, stop=limits.max_bytes)
+        data = storages.get(photo.location, stop=limits.max_bytes)
     return Fetched(size_bytes=len(data), checksum=sha256_of(data), header=data)
 
 
-def _header(storage: Storage, path: str, size_bytes: int, limits: PhotoLimits) -> bytes:
-    """Read the beginning of an object if that says all, else the whole.
-
-    A JPEG has its metadata before its pixels. A PNG, WebP or TIFF may have them at the end.
-    """
-    head = storage.get(path, stop=HEAD_BYTES)
-    kind = format_of(head)
-    if len(head) >= size_bytes or kind not in READABLE or (kind == "JPEG" and _opens(head, limits)):
-        return head
-    return storage.get(path)
+def _header(storages: Storages, location: Location, size_bytes: int, headers: Headers) -> bytes:
+    """Read the beginning of an object if that says all, else the whole."""
+    head = storages.get(location, stop=HEAD_BYTES)
+    return head if headers.suffices(head, size_bytes) else storages.get(location)
 
 
-def _opens(head: bytes, limits: PhotoLimits) -> bool:
-    try:
-        photo_facts(head, max_pixels=limits.max_pixels)
-    except PhotoError as problem:
-        return problem.reason == RejectReason.TOO_MANY_PIXELS  # then more bytes would not help
-    return True
+def _settled(claim: Claim, xmp: Claim, facts: PhotoFacts, beside: Claim, *, needs_position: bool) -> Known:
+    """Decide what is known of a photo.
 
-
-def _settled(claim: Claim, facts: PhotoFacts, *, needs_position: bool) -> Known:
-    """Decide what is known of a photo: what a table or name claims goes before what the file says.
+    Args:
+        claim: what a table, description or name says. A position of these that cannot be is an error, of the others none at all.
+        xmp: what its XMP sidecar says.
+        facts: what the file says.
+        beside: what JSON beside it says.
+        needs_position: refuse a photo without one.
 
     Raises:
         PhotoError: a position is needed and there is none.
     """
-    lat_deg, lon_deg, problem = facts.lat_deg, facts.lon_deg, facts.position_problem
+    position = next((each for each in (claim, xmp, facts, beside) if each.lat_deg is not None or each.lon_deg is not None), None)
+    lat_deg, lon_deg, problem = None, None, facts.position_problem
     detail = PROBLEMS_OF_FILES[problem] if problem else ""
-    if claim.has_position:
-        lat_deg, lon_deg = (math.nan if value is None else value for value in (claim.lat_deg, claim.lon_deg))
+    if position is not None:
+        lat_deg, lon_deg = (math.nan if value is None else value for value in (position.lat_deg, position.lon_deg))
         problem = position_problem(lat_deg, lon_deg)
         detail = f"{claim.source} gives latitude {lat_deg:g}, longitude {lon_deg:g}"
     if problem and needs_position:
@@ -232,11 +329,22 @@ def _settled(claim: Claim, facts: PhotoFacts, *, needs_position: bool) -> Known:
     return Known(
         lat_deg=None if problem else lat_deg,
         lon_deg=None if problem else lon_deg,
-        altitude_m=facts.altitude_m if claim.altitude_m is None else claim.altitude_m,
-        heading_deg=facts.heading_deg if claim.heading_deg is None else claim.heading_deg,
-        taken_at=claim.taken_at or facts.taken_at,
-        sequence_id=claim.sequence_id,
+        altitude_m=_first(claim.altitude_m, facts.altitude_m, beside.altitude_m),
+        heading_deg=_first(claim.heading_deg, facts.heading_deg, beside.heading_deg),
+        taken_at=_first_time(claim.taken_at, xmp.taken_at, facts.taken_at, beside.taken_at),
+        sequence_id=claim.sequence_id or beside.sequence_id,
     )
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _first_time(*times: datetime | None) -> datetime | None:
+    """Take the first time that gives its offset, else the first as UTC."""
+    given = [time for time in times if time is not None]
+    best = next((time for time in given if time.tzinfo is not None), given[0] if given else None)
+    return best.replace(tzinfo=UTC) if best is not None and best.tzinfo is None else best
 
 
 def _row(photo: Listed, fetched: Fetched, known: Known) -> Row:

@@ -28,9 +28,8 @@ class PhotoSource:
         """Decode a photo, no smaller than `min_side` on either side; None: it cannot be read."""
         if leaves_root(uri):
             return None
-        location = locate(uri, self._root or root)
         try:
-            data = self._storages.at(location.storage_url).get(location.path, stop=self._limits.max_bytes + 1)
+            data = self._storages.get(locate(uri, self._root or root), stop=self._limits.max_bytes + 1)
             return self._decoder.decode(data, min_side=min_side)
         except (PhotoError, StorageError, ValueError):  # ValueError: a name that no store can have
             return None

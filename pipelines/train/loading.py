@@ -202,7 +202,7 @@ class PhotoLoader:
             return self._reader.read(photo.uri, photo.root, size_bytes=photo.size_bytes, checksum=photo.checksum)
         location = locate(photo.uri, photo.root)
         with photo_errors(location):
-            return self._storages.at(location.storage_url).get(location.path, stop=self._limits.max_bytes + 1)
+            return self._storages.get(location, stop=self._limits.max_bytes + 1)
 
     def __enter__(self) -> Self:
         return self

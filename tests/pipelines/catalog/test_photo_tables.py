@@ -220,3 +220,15 @@ def test_another_encoding_of_geometry_is_refused():
 
     with pytest.raises(CatalogError, match="geometry encoded as point, needed WKB"):
         rows_of_parquet(parquet({"uri": ["a.jpg"], "geometry": pa.array([b""], pa.binary())}, {"geo": geo}))
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Stockholm"])
+def test_times_of_every_resolution_are_plain_datetimes(unit: str, zone: str | None):
+    """Pandas writes nanoseconds, and is not installed with Folio."""
+    taken_at = pa.array([datetime(2026, 5, 1, 12, tzinfo=UTC)]).cast(pa.timestamp(unit, zone))
+
+    (row,) = rows_of_parquet(parquet({"uri": ["a.jpg"], "lat": [1.0], "lon": [2.0], "taken_at": taken_at}))
+
+    assert type(row.claim.taken_at) is datetime
+    assert row.claim.taken_at == datetime(2026, 5, 1, 12, tzinfo=UTC)

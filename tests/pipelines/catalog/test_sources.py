@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from infra.settings import Settings
 from infra.storage import ObjectInfo, open_storage
 from pipelines.catalog.hilbert import hilbert_position
 from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.reading import PhotoReader
 from pipelines.catalog.sources import HEAD_BYTES, Catalog, list_photos
 from schemas.errors import CatalogError
 from schemas.images import IMAGES, image_id
@@ -123,7 +125,7 @@ def test_a_relative_folder_has_its_own_name(lund: Path, monkeypatch):
 
 
 def test_what_is_no_photo_is_skipped_and_counted(lund: Path):
-    for name in ("a.jpg.xmp", "notes.txt", "README", ".hidden.jpg", "._a.jpg", ".thumbnails/a.jpg"):
+    for name in ("c.jpg.xmp", "notes.txt", "README", ".hidden.jpg", "._a.jpg", ".thumbnails/a.jpg"):
         write(lund / name, b"x")
 
     found = catalog(lund)
@@ -161,7 +163,8 @@ def test_linked_photos_are_read_and_circles_of_links_are_not_followed(lund: Path
     [
         ("empty.jpg", b"", "empty-file"),
         ("text.jpg", b"hello", "not-an-image"),
-        ("phone.heic", b"\0\0\0\x18ftypheic", "unsupported-format"),
+        ("phone.heic", b"\0\0\0\x18ftypheic", "damaged"),
+        ("scan.jp2", b"\0\0\0\x0cjP  ", "unsupported-format"),
         ("cut.jpg", jpeg(1, 2)[:30], "truncated"),
         ("nowhere.jpg", jpeg(), "no-position"),
         ("sea.jpg", jpeg(0, 0), "null-island"),
@@ -208,6 +211,53 @@ def test_queries_without_a_position_are_kept_without_one(lund: Path):
     assert found.images["uri"].to_pylist()[2:] == ["lund/nowhere.jpg", "lund/sea.jpg"], "last, by name"
 
 
+def test_nothing_is_written_beside_the_photos(lund: Path):
+    """Neither by listing nor by reading, so that a mount may be read-only."""
+    write(lund / "a.jpg.json", "{}")
+    write(lund / "x.tar", b"no tar")
+
+    def everything() -> list[tuple[str, int, int]]:
+        return sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in [lund, *lund.rglob("*")])
+
+    before = everything()
+    for path in (lund, lund / "2026"):
+        path.chmod(0o555)
+    try:
+        found = catalog(lund)
+        reader = PhotoReader(SETTINGS, PhotoLimits())
+        for row in found.images.select(["uri", "root", "size_bytes", "checksum"]).to_pylist():
+            assert reader.read(**row)
+    finally:
+        for path in (lund, lund / "2026"):
+            path.chmod(0o755)
+
+    assert len(found.images) == 2
+    assert everything() == before
+
+
+def test_photos_of_the_same_bytes_are_duplicates_of_the_first_by_name(lund: Path):
+    for name in ("z.jpg", "2026/0.jpg"):
+        write(lund / name, (lund / "a.jpg").read_bytes())
+
+    found = catalog(lund)
+
+    assert len(found.images) == 4
+    assert found.duplicates() == {
+        image_id("lund/a.jpg"): image_id("lund/2026/0.jpg"),
+        image_id("lund/z.jpg"): image_id("lund/2026/0.jpg"),
+    }
+
+
+def test_photos_of_one_etag_but_another_size_are_no_duplicates(monkeypatch):
+    store = StoreWithEtags({"a.jpg": jpeg(1, 2), "b.jpg": jpeg(1, 2), "c.jpg": jpeg(1, 2) + b"\0"})
+    store.etag = "the same"
+    monkeypatch.setattr("pipelines.catalog.reading.open_storage", lambda url, settings: store)
+
+    found = catalog("s3://survey/lund")
+
+    assert found.duplicates() == {image_id("s3://survey/lund/b.jpg"): image_id("s3://survey/lund/a.jpg")}
+
+
 # Sources that cannot be used
 
 
@@ -217,7 +267,7 @@ def test_queries_without_a_position_are_kept_without_one(lund: Path):
         ("missing", "missing: no such folder or file. Nothing was written. Check the path."),
         ("empty", r"empty: no photos in it. Nothing was written. Photos end in .jpg"),
         ("papers", r"papers: no photos in it \(2 .pdf\). Nothing was written."),
-        ("papers/1.pdf", "1.pdf: no folder, photo or table. Nothing was written."),
+        ("papers/1.pdf", "1.pdf: no folder, tar, photo or table. Nothing was written."),
         ("s3://key:secret@bucket/lund", r"s3://\.\.\.@bucket: credentials in a URL would end up in the map"),
     ],
 )
@@ -271,6 +321,29 @@ def test_where_a_table_says_nothing_the_photo_is_asked(lund: Path):
     table = write(lund / "photos.csv", "uri,lat_deg,lon_deg\na.jpg,,\n")
 
     assert catalog(table).images["lat_deg"].to_pylist() == pytest.approx([55.5])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_of_an_archive_need_not_say_where_photos_are(lund: Path, form: str):
+    write(lund / "nowhere.jpg", jpeg())
+    columns = {
+        "path": ["a.jpg", "nowhere.jpg"],
+        "taken_at": ["2026-05-01T12:00:00.250+02:00", None],
+        "sequence": ["drive", "drive"],
+    }
+    if form == "csv":
+        write(lund / "photos.csv", "path,taken_at,sequence\na.jpg,2026-05-01T12:00:00.250+02:00,drive\nnowhere.jpg,,drive\n")
+    else:
+        pq.write_table(pa.table(columns), lund / "photos.parquet")
+
+    found = catalog(lund / f"photos.{form}", needs_position=False)
+
+    first, second = sorted(found.images.to_pylist(), key=lambda row: row["uri"])
+    assert (first["lat_deg"], second["lat_deg"]) == (pytest.approx(55.5), None)
+    assert (first["taken_at"], second["taken_at"]) == (datetime(2026, 5, 1, 10, 0, 0, 250_000, tzinfo=UTC), None)
+    assert (first["sequence_id"], second["sequence_id"]) == ("drive", "drive")
+    with pytest.raises(CatalogError, match="no columns lat_deg and lon_deg"):
+        catalog(lund / f"photos.{form}")
 
 
 def test_wrong_positions_in_a_table_are_rejected_by_row(lund: Path):
@@ -423,12 +496,13 @@ class StoreWithEtags:
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = {f"lund/{name}": data for name, data in objects.items()}
         self.read_bytes = dict.fromkeys(objects, 0)
+        self.etag = "tag of {path}"
 
     def list(self) -> list[ObjectInfo]:
         return [replace(self.info(path), path=path.removeprefix("lund/")) for path in sorted(self.objects)]
 
     def info(self, path: str) -> ObjectInfo:
-        return ObjectInfo(path=path, size_bytes=len(self.objects[path]), etag=f"tag of {path}", modified_at=None)
+        return ObjectInfo(path=path, size_bytes=len(self.objects[path]), etag=self.etag.format(path=path), modified_at=None)
 
     def get(self, path: str, *, start: int | None = None, stop: int | None = None) -> bytes:
         data = self.objects[path][start:stop]
