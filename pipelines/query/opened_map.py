@@ -8,9 +8,9 @@ another reads.
 import logging
 import math
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, chain, groupby
@@ -26,6 +26,7 @@ from infra.storage import Storage
 from infra.tables import DescriptorReader, get_object, read_table
 from pipelines.build.masking import checked_receipt
 from pipelines.build.membership import live_rows
+from pipelines.engine.threads import ahead
 from pipelines.ivfpq import Among, ShardSearcher
 from pipelines.query.prior import Prior
 from schemas import layout
@@ -64,7 +65,6 @@ SHARE_PHOTOS: Final = 32
 TABLES_AT_ONCE: Final = 8
 """Tables of photos that are read at once: each thread that ever read one keeps 2 to 3 MB of Arrow's memory."""
 
-A = TypeVar("A")
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -503,7 +503,7 @@ class _PhotoCache(Generic[T]):
             numbers.setdefault((photo.segment_id, photo.row), []).append(number)
         found = self._kept.find(numbers)
         missing = sorted(key for key in numbers if key not in found)
-        for things in chain([found], _ahead(self._threads, self._read, self._shares(missing))):
+        for things in chain([found], ahead(self._threads, self._read, self._shares(missing), REQUESTS_AT_ONCE)):
             self._kept.keep(things, self._size_bytes)
             for key, thing in things.items():
                 yield from ((number, thing) for number in numbers[key])
@@ -536,14 +536,3 @@ def _by_segment(places: Sequence[Place]) -> dict[str, list[int]]:
     for number, place in enumerate(places):
         numbers_of.setdefault(place.segment_id, []).append(number)
     return numbers_of
-
-
-def _ahead(threads: ThreadPoolExecutor, work: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
-    """Do the work for every item, `REQUESTS_AT_ONCE` items ahead of who takes what comes of it."""
-    waiting: deque[Future[T]] = deque()
-    for item in items:
-        waiting.append(threads.submit(work, item))
-        if len(waiting) >= REQUESTS_AT_ONCE:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

@@ -104,15 +104,22 @@ class QueryWorker:
         """The version that the next answer comes from; replaced as a whole."""
         self.encoder: Final = encoder
         self._storage = storage
-        self._config = config
+        self.config: Final = config
+        self.prior: Final = prior
         self._follows = follows
-        self._prior = prior
         self._moving = Lock()
 
     @property
     def calibration(self) -> Calibration | None:
         """What was fitted to the version in use."""
         return self.map.calibration
+
+    @property
+    def pool_bytes(self) -> int:
+        """Memory of the local features that a query may be compared with, at most."""
+        number = {"float16": 2, "float32": 4}.get(self.encoder.local_precision, 1)
+        of_photo = self.encoder.max_local_features * (self.encoder.local_dim * number + 3)
+        return self.config.pool.max_size * of_photo
 
     def refresh(self) -> bool:
         """Move on to the newest version: open it beside the one in use, then swap. Answers under way end where they began.
@@ -198,17 +205,17 @@ class QueryWorker:
 
     def _fitted(self, opened: OpenedMap) -> RerankConfig:
         """What was fitted to the map, unless the caller asked for something else than the network's defaults."""
-        if opened.calibration is None or self._config != self.encoder.reranking:
-            return self._config
-        weight, pool = opened.calibration.local_weight, fitted_pool(self._config.pool, opened.calibration.pool)
-        return replace(self._config, pool=pool, local_weight=self._config.local_weight if weight is None else weight)
+        if opened.calibration is None or self.config != self.encoder.reranking:
+            return self.config
+        weight, pool = opened.calibration.local_weight, fitted_pool(self.config.pool, opened.calibration.pool)
+        return replace(self.config, pool=pool, local_weight=self.config.local_weight if weight is None else weight)
 
     def _best_by_descriptor(
         self, opened: OpenedMap, descriptors: Sequence[Float32[np.ndarray, " D"]]
     ) -> list[tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]]:
         """The first stage: compressed search, then exact cosines; ties go to the smaller image id."""
-        keep = self._config.pool.max_size
-        places = opened.candidates(descriptors, max(REFINED * keep, opened.refined(keep)), self._prior)
+        keep = self.config.pool.max_size
+        places = opened.candidates(descriptors, max(REFINED * keep, opened.refined(keep)), self.prior)
         costs = [(-cosines).tolist() for cosines in _cosines(opened, places, descriptors)]
         return [(photos, -np.array(cost, np.float64)) for photos, cost in opened.best(places, costs, keep)]
 
@@ -227,7 +234,7 @@ class QueryWorker:
         if head.model.fingerprint != self.encoder.fingerprint:
             _log.warning("%s: version %d is made with another network; staying behind", self._storage.url, head.version)
             return False
-        self.map = _open_newest(self._storage, head, self._prior)
+        self.map = _open_newest(self._storage, head, self.prior)
         return True
 
 
