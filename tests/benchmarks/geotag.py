@@ -6,9 +6,9 @@ Prints Markdown tables and writes `out/bench/geotag.json`.
     python -m tests.benchmarks.geotag --keep out/bench/maps --threads 2
 
 Two maps of made-up photos, a small and a large one, go through the writers of a build (`tests/benchmarks/query.py`). The archive
-is real photos: `../shared/data/street/lund` again and again, or those of the sample city where that is absent. Every photo is read,
-decoded and put through the network; then, as no real photo shows a place of a made-up map, it is looked for as a made-up photo
-taken somewhere on it, drawn at random: an archive whose photos stand near each other would have more in common. Three ways:
+is real photos: `../shared/data/street/lund` again and again, or those of the sample city where that is absent. Every photo is
+read, decoded and put through the network; then, as no real photo shows a place of a made-up map, it is looked for as a made-up
+photo taken somewhere on it, drawn at random: photos that stand near each other would have more in common. Three ways:
 
 - **bulk**: `answer_catalog`, which is what `folio geotag` calls;
 - **one by one**: a process that is warm, as a script would write it: load a photo, `QueryWorker.answer`, the next;
@@ -264,7 +264,7 @@ def table(ways: Sequence[Way]) -> str:
     The last two leave out network and decoder, which are known with one thread.
     """
     lines = [
-        "| photos of the map | threads | way | photos/s | times | CPU ms a photo | times less | CPU ms of the rest | times less |",
+        "| map photos | threads | way | photos/s | times | CPU ms a photo | times less | CPU ms of the rest | times less |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in ways:
@@ -293,7 +293,7 @@ def table(ways: Sequence[Way]) -> str:
 def stage_table(ways: Sequence[Way]) -> str:
     """Write what each stage takes, of those with one thread."""
     lines = [
-        f"| photos of the map | way | {' | '.join(STAGES)} | else |",
+        f"| map photos | way | {' | '.join(STAGES)} | else |",
         f"|---|---|{'---|' * (len(STAGES) + 1)}",
     ]
     for one in ways:
