@@ -1,5 +1,5 @@
 # Two commands: `make demo` builds and queries a small city, `make test` runs the tests. Both set up .venv first.
-.PHONY: help setup demo test test-slow test-faults lint bench bench-recall bench-calibrated bench-encode bench-local bench-query bench-index weights clean
+.PHONY: help setup demo test test-slow test-faults lint bench bench-recall bench-calibrated bench-encode bench-local bench-query bench-geotag bench-index weights clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 18
@@ -43,6 +43,9 @@ bench-local: setup  ## how few local features, in how few bytes, are enough; ARG
 
 bench-query: setup  ## what a query costs, beside the plain method, and on a large map; ARGS="--parts rerank --queries 2"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m tests.benchmarks.query $(ARGS)
+
+bench-geotag: setup  ## photos a second of an archive in bulk, beside one by one; ARGS="--map-photos 3000 --photos 64"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m tests.benchmarks.geotag $(ARGS)
 
 bench-index: setup  ## what the index finds and costs as a map grows, beside exact search, FAISS and autofaiss; ARGS="--photos 10000"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m tests.benchmarks.index $(ARGS)

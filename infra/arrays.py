@@ -35,6 +35,13 @@ SHARD_BYTES: Final = 32 * 1024 * 1024
 SHARD_PHOTOS: Final = 2048
 """The most photos in one: its index takes 16 bytes for each, also for those that are not there."""
 
+RUN_GAP_BYTES: Final = 64 * 1024
+"""What may lie between two photos that are read with one request: from a disk it is read faster than another file is opened, from
+a bucket far faster than another request is answered."""
+
+RUN_BYTES: Final = 1024 * 1024
+"""Of one such request, at most, unless a photo alone takes more."""
+
 INDEX_ENTRY_BYTES: Final = 16
 CRC_BYTES: Final = 4
 
@@ -136,6 +143,22 @@ class LocalFeaturesReader:
             raise IndexError(f"rows go from 0 to {len(self) - 1}, got {min(rows)} to {max(rows)}")
         return _read_each(self._rows.read, rows)
 
+    def runs(self, rows: Sequence[int]) -> list[list[int]]:
+        """Cut photos, ascending, into runs that `read_run` takes: those that lie near each other, up to `RUN_BYTES`.
+
+        Raises:
+            DamagedError: a shard's index is missing or not what was written.
+        """
+        return self._rows.runs(rows)
+
+    def read_run(self, rows: Sequence[int]) -> list[LocalFeatures]:
+        """Read a run with one request, or, of format 1, photo by photo.
+
+        Raises:
+            DamagedError: one of its chunks is missing or not what was written.
+        """
+        return self._rows.read_run(rows)
+
 
 def write_descriptor_codes(storage: Storage, path: str, codes: Int8[np.ndarray, "n D"]) -> list[ObjectRef]:
     """Write the codes of a segment's descriptors and say what was written, by path. Equal codes give equal bytes.
@@ -182,6 +205,18 @@ class DescriptorCodesReader:
         """
         return _read_each(self._rows.read, rows)
 
+    def runs(self, rows: Sequence[int]) -> list[list[int]]:
+        """Cut rows, ascending, into runs that `read_run` takes: see `LocalFeaturesReader.runs`."""
+        return self._rows.runs(rows)
+
+    def read_run(self, rows: Sequence[int]) -> list[Int8[np.ndarray, " D"]]:
+        """Read a run with one request.
+
+        Raises:
+            DamagedError: one of its rows is missing or not what was written.
+        """
+        return self._rows.read_run(rows)
+
 
 class _PackedRows:
     """Format 2: a photo is one chunk of bytes."""
@@ -202,8 +237,17 @@ class _PackedRows:
         return self._bytes.held_bytes
 
     def read(self, row: int) -> LocalFeatures:
+        return self._unpacked(row, self._bytes.read(row))
+
+    def runs(self, rows: Sequence[int]) -> list[list[int]]:
+        return self._bytes.runs(rows)
+
+    def read_run(self, rows: Sequence[int]) -> list[LocalFeatures]:
+        return [self._unpacked(row, packed) for row, packed in zip(rows, self._bytes.read_run(rows), strict=True)]
+
+    def _unpacked(self, row: int, packed: np.ndarray) -> LocalFeatures:
         try:
-            return unpack(self._bytes.read(row), self._dim, self._precision)
+            return unpack(packed, self._dim, self._precision)
         except ValueError as error:
             raise self._bytes.damaged(row, str(error), "features") from error
 
@@ -232,6 +276,12 @@ class _Format1Rows:
             reliability=self._reliability.read(row)[:count].copy(),
         )
 
+    def runs(self, rows: Sequence[int]) -> list[list[int]]:
+        return [[row] for row in rows]
+
+    def read_run(self, rows: Sequence[int]) -> list[LocalFeatures]:
+        return [self.read(row) for row in rows]
+
 
 class _ShardedRows:
     """Reads single rows of a sharded Zarr array whose chunks are one row each, without compression and with a crc32c.
@@ -256,27 +306,59 @@ class _ShardedRows:
 
     def read(self, row: int) -> np.ndarray:
         """Read one row; the array is read-only."""
+        (found,) = self.read_run([row])
+        return found
+
+    def runs(self, rows: Sequence[int]) -> list[list[int]]:
+        """Cut rows, ascending, into runs that lie near each other in one shard. A row that has no chunk is a run of its own."""
+        runs: list[list[int]] = []
+        first, last = 0, -1
+        for row in rows:
+            start, shard = self._start(row), row // self._shard_rows
+            follows = runs and runs[-1][-1] // self._shard_rows == shard and last <= start <= last + RUN_GAP_BYTES
+            if follows and start + self._row_bytes + CRC_BYTES - first <= RUN_BYTES and start != NO_CHUNK:
+                runs[-1].append(row)
+            else:
+                runs.append([row])
+                first = start
+            last = start + self._row_bytes + CRC_BYTES
+        return runs
+
+    def read_run(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """Read one row, or what `runs` gave; the arrays are read-only."""
+        shard, length = rows[0] // self._shard_rows, self._row_bytes + CRC_BYTES
+        starts = [self._start(row) for row in rows]
+        if NO_CHUNK in starts:
+            row = rows[starts.index(NO_CHUNK)]
+            raise self._damaged(shard, f"no chunk of {self._row_bytes} bytes for photo {row}", "one")
+        data = self._get(shard, start=starts[0], stop=starts[-1] + length)
+        chunks = [data[start - starts[0] : start - starts[0] + length] for start in starts]
+        contents = [self._checked(shard, chunk, length, start) for chunk, start in zip(chunks, starts, strict=True)]
+        return [np.frombuffer(content, self._dtype).reshape(self._row_shape) for content in contents]
+
+    def _start(self, row: int) -> int:
+        """Say where a row's chunk starts in its shard."""
         shard, place = divmod(row, self._shard_rows)
         if shard not in self._starts:
             index_bytes = INDEX_ENTRY_BYTES * self._shard_rows + CRC_BYTES
-            index = np.frombuffer(self._fetch(shard, index_bytes, start=-index_bytes), "<u8").reshape(-1, 2)
+            data = self._checked(shard, self._get(shard, start=-index_bytes), index_bytes, -index_bytes)
+            index = np.frombuffer(data, "<u8").reshape(-1, 2)
             there = index[:, 1] == self._row_bytes + CRC_BYTES  # 2**64 - 1 where Zarr left the chunk out
             self._starts[shard] = np.where(there, index[:, 0], NO_CHUNK).astype(np.uint32)
-        start, length = int(self._starts[shard][place]), self._row_bytes + CRC_BYTES
-        if start == NO_CHUNK:
-            raise self._damaged(shard, f"no chunk of {self._row_bytes} bytes for photo {row}", "one")
-        data = self._fetch(shard, length, start=start, stop=start + length)
-        return np.frombuffer(data, self._dtype).reshape(self._row_shape)
+        return int(self._starts[shard][place])
 
     def damaged(self, row: int, found: str, needed: str) -> DamagedError:
         """Make the error for a row whose bytes are those written and yet make no sense."""
         return self._damaged(row // self._shard_rows, f"in photo {row} {found}", needed)
 
-    def _fetch(self, shard: int, size_bytes: int, *, start: int, stop: int | None = None) -> bytes:
+    def _get(self, shard: int, *, start: int, stop: int | None = None) -> bytes:
         try:
-            data = self._storage.get(self._object(shard), start=start, stop=stop)
+            return self._storage.get(self._object(shard), start=start, stop=stop)
         except ObjectMissing as error:
             raise self._damaged(shard, "nothing", "a part of an array") from error
+
+    def _checked(self, shard: int, data: bytes, size_bytes: int, start: int) -> bytes:
+        """Give what was written of bytes that begin at `start` and end with their crc32c."""
         if len(data) != size_bytes:
             raise self._damaged(shard, f"{len(data)} bytes from {start} on", f"{size_bytes} bytes")
         content, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]

@@ -222,6 +222,19 @@ class DescriptorReader:
         chosen: np.ndarray = descriptor_matrix(read)[first_read[place] + wanted - first_row[place]]
         return chosen
 
+    def runs(self, rows: Sequence[int]) -> list[list[int]]:
+        """Cut rows, ascending, into runs that `read_run` takes: those of one row group."""
+        groups = np.searchsorted(self._ends, np.asarray(rows, np.int64), side="right")
+        return [run.tolist() for run in np.split(np.asarray(rows, np.int64), np.flatnonzero(np.diff(groups)) + 1)]
+
+    def read_run(self, rows: Sequence[int]) -> list[Float16[np.ndarray, " D"]]:
+        """Read a run with one request; nothing but these rows stays in memory.
+
+        Raises:
+            DamagedError: the row group is missing or not what was written.
+        """
+        return [row.copy() for row in self.read(rows)]
+
     def _fetch(self, block: int) -> bytes:
         """Read a block: that of a row group has the group's number, the footer is the last."""
         (size, crc32c), start, path = self._blocks[block], self._starts[block], self._expected.path

@@ -231,7 +231,8 @@ def query(map_url: str, photos: tuple[str, ...], as_json: bool, **options: Any) 
 def geotag(out: str, precision: float, strict: bool, as_json: bool, prefect: bool, **options: Any) -> None:
     """Say where each photo of an archive was taken, and write geotags.parquet and geotags.geojson to DIR.
 
-    Photos below the threshold are marked "unknown": no position is better than a wrong one. The photos are not changed.
+    Photos below the threshold are marked "unknown": no position is better than a wrong one. The photos are not changed. Stop it
+    at any time and run it again: what was answered is kept, and a second run answers only new photos.
     """
     from pipelines.geotag.geotag import GeotagRequest, run_geotag
     from pipelines.locate.position import PositionConfig

@@ -45,10 +45,9 @@ def run_demo(directory: Path, settings: Settings) -> Iterator[str]:
 
 
 def _measured(built: BuildSummary, summary: EvaluationSummary) -> list[dict[str, object]]:
-    rows = [
-        metric_row("photos_per_second", "query", summary.photos_per_second, "photos/s", summary.queries),
-        metric_row("bytes_per_photo", "build", built.bytes_per_photo, "bytes/photo", built.photos),
-    ]
+    rows = [metric_row("bytes_per_photo", "build", built.bytes_per_photo, "bytes/photo", built.photos)]
+    if summary.photos_per_second:
+        rows.append(metric_row("photos_per_second", "query", summary.photos_per_second, "photos/s", summary.queries))
     if built.encoded:
         rows.append(metric_row("photos_per_second", "build", built.encode_photos_per_second, "photos/s", built.encoded))
     return rows

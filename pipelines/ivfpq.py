@@ -304,7 +304,7 @@ class ShardSearcher:
         k: int,
         only: "Mapping[int, Bool[np.ndarray, ' ids']] | Among | None" = None,
     ) -> list[list[tuple[float, int, int]]]:
-        """Find the nearest photos of each query over all shards.
+        """Find the nearest photos of each query over all shards. What is found for one does not depend on the others, to the bit.
 
         Args:
             queries: descriptors.
@@ -320,7 +320,9 @@ class ShardSearcher:
         Raises:
             DamagedError: a shard that is opened for this is not one for this quantizer.
         """
-        projected = self._quantizer.project(queries) if self._quantizer else queries
+        projected = queries
+        if self._quantizer:  # one by one: the last bits of a matrix product depend on which rows stand together
+            projected = np.concatenate([self._quantizer.project(query[None]) for query in queries])
         if only is None:
             only = self._everything = self._everything or self._all()
         elif not isinstance(only, Among):
@@ -342,7 +344,10 @@ class ShardSearcher:
         for part in only.parts:
             shard, number = part.shard, part.number
             parameters = _search_parameters(part.nprobe, part.selector)
-            distances, ids = shard.search(projected, max(1, min(k, shard.ntotal)), params=parameters)
+            together = SCANNED_AT_ONCE if part.nprobe else 1  # so do those of exact distances
+            blocks = [projected[start : start + together] for start in range(0, len(projected), together)]
+            answers = [shard.search(block, max(1, min(k, shard.ntotal)), params=parameters) for block in blocks]
+            distances, ids = (np.concatenate(several) for several in zip(*answers, strict=True))
             if shard.metric_type == faiss.METRIC_INNER_PRODUCT:
                 distances = -distances
             numbers = np.full_like(ids, number) if number is not None else ids >> SHARD_BIT

@@ -64,7 +64,8 @@ class EvaluationSummary(msgspec.Struct, frozen=True, kw_only=True):
             lines.append("answered 0.0%: every photo is below the threshold")
         if self.within_expected_error is not None:
             lines.append(f"within the expected error: {self.within_expected_error:.1%} of the answers")
-        lines.append(f"{self.photos_per_second:.1f} photos/s; results and metrics in {self.out}")
+        speed = f"{self.photos_per_second:.1f} photos/s" if self.photos_per_second else "all were answered before"
+        lines.append(f"{speed}; results and metrics in {self.out}")
         if not self.trained:
             lines.append(untrained_note(self.recipe))
         return lines

@@ -21,7 +21,9 @@ from infra.tables import write_table
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.model import untrained_note
+from pipelines.geotag.duplicates import duplicates_of
 from pipelines.geotag.geojson import to_geojson
+from pipelines.geotag.kept import KeptAnswers, facts_of_results
 from pipelines.locate.decide import locate, needed_probability
 from pipelines.locate.position import PositionConfig, Vote
 from pipelines.query.answering import Answers, answer_catalog
@@ -58,18 +60,26 @@ class GeotagSummary(msgspec.Struct, frozen=True, kw_only=True):
     answered: int
     unknown: int
     rejected: dict[str, int]
+    answered_before: int
+    """Of the photos, in an earlier run."""
+    duplicates: int
+    """Of the photos, those with the same bytes as another one, whose answer they have."""
     photos_per_second: float
+    """Of those answered now; 0: none was."""
     recipe: str
     trained: bool
     notes: list[str]
 
     def lines(self) -> list[str]:
         """Say it to a person."""
-        lines = [
-            *(f"note: {note}" for note in self.notes),
-            f"{self.photos:,} photos: {self.answered:,} answered, {self.unknown:,} don't know; "
-            f"{self.photos_per_second:.1f} photos/s",
-        ]
+        found = [f"{self.photos:,} photos: {self.answered:,} answered, {self.unknown:,} don't know"]
+        if self.duplicates:
+            found.append(f"{self.duplicates:,} are copies of others")
+        if self.answered_before:
+            found.append(f"{self.answered_before:,} were known from before")
+        if self.photos_per_second:
+            found.append(f"{self.photos_per_second:.1f} photos/s")
+        lines = [*(f"note: {note}" for note in self.notes), "; ".join(found)]
         if self.rejected:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
             lines.append(f"{sum(self.rejected.values()):,} rejected ({reasons}), see {self.out}/rejects.parquet")
@@ -92,11 +102,17 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
     catalog = list_photos(
         request.photos, settings=settings, utm_zone=request.utm_zone, needs_position=False, limits=request.limits
     )
+    storage = open_storage(request.out, settings)
+    kept, duplicates = KeptAnswers(storage), duplicates_of(catalog.images)
     clock = Stopwatch()
     with clock.stage("query"):
-        answers = answer_catalog(worker, catalog, settings, request.limits, description="geotag")
+        answers = answer_catalog(
+            worker, catalog, settings, request.limits, description="geotag", before=kept, duplicates=duplicates
+        )
     geotags = make_geotags(answers, request.position)
-    write_results(open_storage(request.out, settings), answers, geotags)
+    kept.prepare(answers)
+    write_results(storage, answers, geotags)
+    kept.finish()
     seconds = clock.seconds()["query"]
     statuses = Counter(geotags["status"].to_pylist())
     return GeotagSummary(
@@ -106,13 +122,16 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
         answered=statuses[GeotagStatus.ANSWERED],
         unknown=statuses[GeotagStatus.UNKNOWN],
         rejected=dict(Counter(answers.rejects["reason"].to_pylist()).most_common()),
-        photos_per_second=len(geotags) / seconds if seconds else 0.0,
+        answered_before=answers.answered_before,
+        duplicates=len(answers.duplicates),
+        photos_per_second=answers.answered_now / seconds if seconds else 0.0,
         recipe=answers.facts["model"],
         trained=answers.facts["trained"],
         notes=[
             *catalog.notes,
+            *kept.notes,
             *_moved_on(answers.versions),
-            *_degraded(answers.without_features),
+            *_degraded(len(answers.without_features)),
             *_unproven(answers, request.position),
         ],
     )
@@ -127,6 +146,8 @@ def make_geotags(answers: Answers, config: PositionConfig) -> pa.Table:
         found.setdefault(row["query_id"], []).append(row)
     confidence = answers.calibration.confidence if answers.calibration else None
     rows = [_geotag(query, found.get(query["image_id"], []), config, confidence) for query in answers.queries.to_pylist()]
+    for row in rows:
+        row["duplicate_of"] = answers.duplicates.get(row["query_id"])
     lon, lat = (np.array([row[name] for row in rows], np.float64) for name in ("lon_deg", "lat_deg"))
     geometry, bbox = point_columns(lon, lat)
     plain = pa.Table.from_pylist(rows, pa.schema([each for each in GEOTAGS if each.name not in ("geometry", "bbox")]))
@@ -135,8 +156,8 @@ def make_geotags(answers: Answers, config: PositionConfig) -> pa.Table:
 
 def write_results(storage: Storage, answers: Answers, geotags: pa.Table) -> None:
     """Write a results folder; the geotags come last, so a folder that has them is complete."""
-    write_table(storage, "queries.parquet", answers.queries, kind="images")
-    write_table(storage, "results.parquet", answers.results, kind="results", facts=answers.facts)
+    write_table(storage, "results.parquet", answers.results, kind="results", facts=facts_of_results(answers))
+    write_table(storage, "queries.parquet", answers.queries, kind="images")  # not before: see `kept.py`
     write_table(storage, "rejects.parquet", answers.rejects, kind="rejects")
     write_table(storage, "coverage.parquet", answers.coverage, kind="coverage")
     storage.put("geotags.geojson", to_geojson(geotags, answers.facts))

@@ -1,13 +1,31 @@
-"""manifest + photos ▶ results: answer every photo of a catalog and keep what was found as tables."""
+"""manifest + photos ▶ results: answer every photo of a catalog and keep what was found as tables.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+Photos are decoded ahead in processes of their own, encoded as many at a time as there are threads, and looked for a chunk at a
+time (`QueryWorker.answer_all`). Each answer is the one that the photo would get alone.
 
+What is in memory beside the results does not grow with the catalog: two or three decoded photos for each thread, and of a chunk
+the local features of its candidates, at most `CHUNK_BYTES` and at least those of one photo.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice, pairwise
+from queue import SimpleQueue
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
+
+import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import UInt8
 
-from infra.observability import progress
+from fol_model.inference import EncodedPhoto
+from infra.observability import progress_bar
 from infra.settings import Settings
 from pipelines.build.membership import live_rows
 from pipelines.catalog.decoding import PhotoDecoder
@@ -15,6 +33,7 @@ from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.reading import PhotoReader
 from pipelines.catalog.rows import load_photo, reject_row
 from pipelines.catalog.sources import Catalog
+from pipelines.engine.threads import ahead
 from pipelines.query.opened_map import OpenedMap
 from pipelines.query.worker import Answer, QueryWorker
 from schemas.calibration import Calibration
@@ -25,6 +44,44 @@ from schemas.results import RESULTS
 
 COVERAGE_POINTS = 20_000
 """Photos of the map that are kept for drawing, at most."""
+
+CHUNK_PHOTOS: Final = 64
+"""Photos that are looked for together, at most. More of them find more of what they compare in one place; a run that is killed
+loses so many."""
+
+CHUNK_BYTES: Final = 256 * 1024 * 1024
+"""Local features of the candidates of a chunk, all of them different and as many as can be."""
+
+THREADS_OF_A_DECODER: Final = 2
+"""Threads of the network that one decoder keeps busy: it takes a third of the time, or less."""
+
+Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """Answers to some photos, all from one version of the map."""
+
+    photo_keys: Mapping[str, str]
+    """Of the photos, by image id."""
+    results: pa.Table
+    """In the schema of results; a photo without candidates has no row."""
+    basis: Mapping[str, Any]
+    """What the answers rest on beside the photos, as plain JSON values: where it is the same, so are they."""
+    without_features: tuple[str, ...] = ()
+    """Photos of which some candidate kept its global place; see `Answer.without_features`."""
+
+
+class AnsweredBefore(Protocol):
+    """Keeps answers, so that a run that is stopped goes on where it was."""
+
+    def find(self, basis: Mapping[str, Any], photo_keys: Mapping[str, str]) -> Iterator[Chunk]:
+        """Give what was answered of these photos on this basis, each photo once."""
+
+    def keep(self, chunk: Chunk) -> None:
+        """Keep a chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,43 +99,77 @@ class Answers:
     """Of the results: map version, model, trained, grid_side, mode."""
     calibration: Calibration | None = None
     """Of the newest of these versions; None: the map is not calibrated."""
-    without_features: int = 0
+    without_features: tuple[str, ...] = ()
     """Queries of which some candidate kept its global place, since its local features were missing, damaged or of no use."""
+    basis: Mapping[str, Any] | None = None
+    """What all of it rests on, see `basis_of`; None: not all on the same."""
+    answered_before: int = 0
+    """Queries whose answers were kept by an earlier run."""
+    answered_now: int = 0
+    """Queries that were looked for."""
+    duplicates: Mapping[str, str] = field(default_factory=dict)
+    """Queries that were not looked for, with the query of the same bytes whose results they have."""
 
 
 def answer_catalog(
-    worker: QueryWorker, catalog: Catalog, settings: Settings, limits: PhotoLimits, *, description: str
+    worker: QueryWorker,
+    catalog: Catalog,
+    settings: Settings,
+    limits: PhotoLimits,
+    *,
+    description: str,
+    before: AnsweredBefore | None = None,
+    duplicates: Mapping[str, str] | None = None,
 ) -> Answers:
-    """Answer each photo of a catalog; photos that cannot be used land in the rejects."""
-    rejects: list[dict[str, object]] = []
-    batches: list[pa.RecordBatch] = []
-    versions: set[int] = set()
-    degraded = 0
-    usable = np.ones(len(catalog.images), bool)
-    with PhotoDecoder(limits) as decoder:
-        reader = PhotoReader(settings, limits)
-        rows = progress(range(len(catalog.images)), total=len(catalog.images), unit="photo", description=description)
-        for row in rows:
-            try:
-                pixels = load_photo(catalog.images, row, reader, decoder, min_side=worker.encoder.decode_side)
-            except PhotoError as error:
-                rejects.append(reject_row(catalog.images, row, "query", error))
-                usable[row] = False
-                continue
-            query_id = catalog.images["image_id"][row].as_py()
-            answer = worker.answer(pixels)
-            versions.add(answer.map.manifest.version)
-            degraded += bool(answer.without_features)
-            batches.append(pa.RecordBatch.from_pylist(list(_rows(query_id, answer)), RESULTS))
+    """Answer each photo of a catalog; photos that cannot be used land in the rejects.
+
+    Args:
+        worker: of the map.
+        catalog: the photos.
+        settings: of this process; `threads` are used.
+        limits: what one photo may cost.
+        description: of the progress bar.
+        before: what earlier runs answered, and where to keep what this one does; None: nothing is kept.
+        duplicates: photos with the same bytes as another one, and that one, by image id: they share an answer. None: nobody does.
+    """
+    images, duplicates = catalog.images, duplicates or {}
+    row_of = {name: row for row, name in enumerate(images["image_id"].to_pylist())}
+    chunks: list[Chunk] = []
+    unusable: dict[int, PhotoError] = {}
+    with progress_bar(len(images), unit="photo", description=description) as bar:
+        if before:
+            chunks += before.find(basis_of(worker.map, worker), dict(zip(row_of, images["photo_key"].to_pylist(), strict=True)))
+        done = {name for chunk in chunks for name in chunk.photo_keys}
+        bar.update(len(done))
+
+        def answer(names: Iterable[str]) -> None:
+            for chunk, errors in _chunks(worker, images, [row_of[name] for name in names], settings, limits):
+                if before:
+                    before.keep(chunk)
+                chunks.append(chunk)
+                unusable.update(errors)
+                bar.update(len(chunk.photo_keys) + len(errors))
+
+        copies = {name: first for name, first in duplicates.items() if name not in done}
+        answer(name for name in row_of if name not in done and name not in copies)
+        alone = [name for name, first in copies.items() if row_of[first] in unusable]  # that file may have changed, this one not
+        answer(alone)
+        bar.update(len(copies) - len(alone))
+    duplicates = {name: first for name, first in duplicates.items() if row_of[first] not in unusable}
+    rejects = [reject_row(images, row, "query", unusable[row]) for row in sorted(unusable)]
     return Answers(
-        queries=catalog.images.filter(pa.array(usable)),
-        results=pa.Table.from_batches(batches, RESULTS),
+        queries=images.filter(pa.array([row not in unusable for row in range(len(images))], pa.bool_())),
+        results=_in_order([chunk.results for chunk in chunks], row_of, duplicates),
         rejects=pa.concat_tables([catalog.rejects, pa.Table.from_pylist(rejects, REJECTS)]),
         coverage=_coverage(worker),
-        versions=sorted(versions),
+        versions=sorted({int(chunk.basis["map_version"]) for chunk in chunks if chunk.photo_keys}),
         calibration=worker.calibration,
-        without_features=degraded,
+        without_features=tuple(sorted(name for chunk in chunks for name in chunk.without_features)),
         facts=facts_of(worker),
+        basis=_only([chunk.basis for chunk in chunks if chunk.photo_keys]),
+        answered_before=len(done),
+        answered_now=sum(len(chunk.photo_keys) for chunk in chunks) - len(done),
+        duplicates=duplicates,
     )
 
 
@@ -93,6 +184,108 @@ def facts_of(worker: QueryWorker) -> dict[str, Any]:
         "mode": manifest.model.settings["mode"],
         "calibration": manifest.calibration,
     }
+
+
+def basis_of(opened: OpenedMap, worker: QueryWorker) -> dict[str, Any]:
+    """Say what answers from a version of a map rest on, as plain JSON values.
+
+    That is the version with its network, its calibration and the photos taken down; what was known of where photos were taken;
+    how candidates are put in order; and the Folio that does it.
+    """
+    basis = {
+        "map_version": opened.manifest.version,
+        "manifest": hashlib.sha256(msgspec.json.encode(opened.manifest)).hexdigest(),
+        "prior": worker.prior,
+        "reranking": worker.config,
+        "folio": version("folio-vpr"),
+    }
+    return msgspec.json.decode(msgspec.json.encode(basis))  # type: ignore[no-any-return]
+
+
+def _only(bases: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Give what all answers rest on; None where that is not one thing."""
+    return bases[0] if bases and all(basis == bases[0] for basis in bases) else None
+
+
+def _chunks(
+    worker: QueryWorker, images: pa.Table, rows: Sequence[int], settings: Settings, limits: PhotoLimits
+) -> Iterator[tuple[Chunk, dict[int, PhotoError]]]:
+    """Answer some rows of a catalog, a chunk at a time, beside those that cannot be used."""
+    size = max(1, min(CHUNK_PHOTOS, CHUNK_BYTES // worker.pool_bytes))
+    for several in _several(_encoded(worker, images, rows, settings, limits), size):
+        errors = {row: one for row, one in several if isinstance(one, PhotoError)}
+        encoded = [(row, one) for row, one in several if not isinstance(one, PhotoError)]
+        answers = worker.answer_all([one for _, one in encoded], threads=settings.threads) if encoded else []
+        names = [images["image_id"][row].as_py() for row, _ in encoded]
+        found = [row for name, answer in zip(names, answers, strict=True) for row in _rows(name, answer)]
+        chunk = Chunk(
+            photo_keys={name: images["photo_key"][row].as_py() for name, (row, _) in zip(names, encoded, strict=True)},
+            results=pa.Table.from_pylist(found, RESULTS),
+            basis=basis_of(answers[0].map if answers else worker.map, worker),
+            without_features=tuple(name for name, answer in zip(names, answers, strict=True) if answer.without_features),
+        )
+        yield chunk, errors
+
+
+def _encoded(
+    worker: QueryWorker, images: pa.Table, rows: Sequence[int], settings: Settings, limits: PhotoLimits
+) -> Iterator[tuple[int, EncodedPhoto | PhotoError]]:
+    """Encode some rows of a catalog, as many at a time as the network likes, and at least one for each thread.
+
+    On a CPU that changes no bit. On a GPU the last bits may depend on which photos go together, as in a build.
+    """
+    together = max(worker.encoder.batch_size, settings.threads)
+    for several in _several(_loaded(images, rows, settings, limits, worker.encoder.decode_side), together):
+        encoded = iter(worker.encoder.encode([pixels for _, pixels in several if not isinstance(pixels, PhotoError)]))
+        for row, pixels in several:
+            yield row, pixels if isinstance(pixels, PhotoError) else next(encoded)
+
+
+def _loaded(
+    images: pa.Table, rows: Sequence[int], settings: Settings, limits: PhotoLimits, min_side: int | None
+) -> Iterator[tuple[int, Pixels | PhotoError]]:
+    """Load some rows of a catalog, a photo for each thread ahead."""
+    reader, decoders = PhotoReader(settings, limits), SimpleQueue[PhotoDecoder]()
+    count = math.ceil(settings.threads / THREADS_OF_A_DECODER)
+
+    def load(row: int) -> Pixels | PhotoError:
+        decoder = decoders.get()
+        try:
+            return load_photo(images, row, reader, decoder, min_side=min_side)
+        except PhotoError as error:
+            return error
+        finally:
+            decoders.put(decoder)
+
+    with ExitStack() as stack:
+        for _ in range(count):
+            decoders.put(stack.enter_context(PhotoDecoder(limits)))
+        threads = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="decode"))
+        yield from zip(rows, ahead(threads, load, rows, settings.threads + count), strict=True)
+
+
+def _several(items: Iterable[T], count: int) -> Iterator[list[T]]:
+    """Take so many at a time."""
+    left = iter(items)
+    while several := list(islice(left, count)):
+        yield several
+
+
+def _in_order(results: Sequence[pa.Table], row_of: Mapping[str, int], duplicates: Mapping[str, str]) -> pa.Table:
+    """Put results into the order of the catalog, and give photos with the same bytes as another one what that one has.
+
+    The rows of a query follow each other.
+    """
+    table = pa.concat_tables([RESULTS.empty_table(), *results]).combine_chunks()
+    query_ids = pc.dictionary_encode(table["query_id"].combine_chunks())
+    codes = query_ids.indices.to_numpy()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
+    names = query_ids.dictionary.take(pa.array(codes[starts], pa.int32())).to_pylist()
+    rows = {name: range(*ends) for name, ends in zip(names, pairwise([*starts, len(table)]), strict=True)}
+    wanted = [(name, rows.get(duplicates.get(name, name), range(0))) for name in row_of]
+    taken = table.take(pa.array([row for _, found in wanted for row in found], pa.int64()))
+    column = pa.array([name for name, found in wanted for _ in found], pa.string())
+    return taken.set_column(0, RESULTS.field("query_id"), column)
 
 
 def _rows(query_id: str, answer: Answer) -> Iterator[dict[str, object]]:

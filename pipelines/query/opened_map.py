@@ -9,13 +9,13 @@ import logging
 import math
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain, groupby
 from threading import Lock
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from infra.storage import Storage
 from infra.tables import DescriptorReader, get_object, read_table
 from pipelines.build.masking import checked_receipt
 from pipelines.build.membership import live_rows
+from pipelines.engine.threads import ahead
 from pipelines.ivfpq import Among, ShardSearcher
 from pipelines.query.prior import Prior
 from schemas import layout
@@ -58,12 +59,18 @@ PART_BYTES: Final = 4 * 1024
 REQUESTS_AT_ONCE: Final = 32
 """Of all queries together. The threads stay: each new one may take memory from a new place, which then stays taken."""
 
+SHARE_PHOTOS: Final = 32
+"""Photos that one of these threads reads before it hands them over, at most: a megabyte of local features."""
+
 TABLES_AT_ONCE: Final = 8
 """Tables of photos that are read at once: each thread that ever read one keeps 2 to 3 MB of Arrow's memory."""
 
 K = TypeVar("K", bound=Hashable)
-R = TypeVar("R")
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+Hit: TypeAlias = tuple[float, int, int]
+"""Of a search: distance, shard, id."""
 
 _log = logging.getLogger(__name__)
 
@@ -183,17 +190,11 @@ class OpenedMap:
         self._among: tuple[Prior, Among] | None = None
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
         self._table_threads = ThreadPoolExecutor(TABLES_AT_ONCE)
-        self._descriptors: _PhotoCache[DescriptorCodesReader | DescriptorReader, np.ndarray] = _PhotoCache(
-            self._threads,
-            lambda segment: self.segment(segment).descriptors,
-            lambda reader, row: reader.read([row])[0].copy(),  # not its row group
-            lambda row: row.nbytes,
+        self._descriptors: _PhotoCache[np.ndarray] = _PhotoCache(
+            self._threads, lambda segment: self.segment(segment).descriptors, lambda row: row.nbytes
         )
-        self._features: _PhotoCache[LocalFeaturesReader, LocalFeatures] = _PhotoCache(
-            self._threads,
-            lambda segment: self.segment(segment).local_features,
-            lambda reader, row: reader.read([row])[0],
-            lambda found: found.size_bytes,
+        self._features: _PhotoCache[LocalFeatures] = _PhotoCache(
+            self._threads, lambda segment: self.segment(segment).local_features, lambda found: found.size_bytes
         )
         index = manifest.index
         require_readable("quantizer", index.quantizer_format, where=storage.url)
@@ -225,36 +226,69 @@ class OpenedMap:
             count: how many.
             prior: which photos can match; None: all.
         """
-        return [photo for _, photo in self.best(*self._hits(descriptor, count, prior), count)]
+        ((places, distances),) = self._hits([descriptor], count, prior)
+        ((photos, _),) = self.best([places], [distances], count)
+        return photos
 
-    def candidates(self, descriptor: Float32[np.ndarray, " D"], count: int, prior: Prior | None = None) -> list[Place]:
-        """Find the same photos as `nearest`, equally near ones in any order: what they are called costs a table a segment."""
-        places, distances = self._hits(descriptor, count, prior)
-        return [places[chosen] for chosen in self._smallest(places, distances, count)]
+    def candidates(
+        self, descriptors: Sequence[Float32[np.ndarray, " D"]], count: int, prior: Prior | None = None
+    ) -> list[list[Place]]:
+        """Find, for each query, the same photos as `nearest`, equally near ones in any order: their names cost a table a segment.
 
-    def best(self, places: Sequence[Place], costs: Sequence[float], count: int) -> list[tuple[float, StoredPhoto]]:
-        """Name those of some photos that cost least, with their costs; ties go to the smaller image id.
+        What is found does not depend on which queries are asked together; the index is looked at for all of them in one go.
 
         Args:
-            places: of the photos.
-            costs: of each; the smaller the better.
-            count: how many, at most.
+            descriptors: of the queries.
+            count: how many photos for each.
+            prior: which photos can match; None: all.
         """
-        chosen = self._smallest(places, costs, count)
-        named = zip([costs[one] for one in chosen], self._named([places[one] for one in chosen]), strict=True)
-        return sorted(named, key=lambda pair: (pair[0], pair[1].image_id))
+        hits = self._hits(descriptors, count, prior)
+        return [[places[chosen] for chosen in self._smallest(places, distances, count)] for places, distances in hits]
 
-    def _hits(self, descriptor: Float32[np.ndarray, " D"], count: int, prior: Prior | None) -> tuple[list[Place], list[float]]:
-        """Find `count` photos and all that are as near as the last of them, nearest first, with their distances."""
+    def best(
+        self, places: Sequence[Sequence[Place]], costs: Sequence[Sequence[float]], count: int
+    ) -> list[tuple[list[StoredPhoto], list[float]]]:
+        """Name, for each query, those of some photos that cost least, with their costs; ties go to the smaller image id.
+
+        Args:
+            places: of the photos, for each query.
+            costs: of each; the smaller the better.
+            count: how many for each, at most.
+        """
+        chosen = [self._smallest(there, cost, count) for there, cost in zip(places, costs, strict=True)]
+        wanted = dict.fromkeys(there[one] for there, ones in zip(places, chosen, strict=True) for one in ones)
+        named = dict(zip(wanted, self._named(list(wanted)), strict=True))
+        found = []
+        for there, cost, ones in zip(places, costs, chosen, strict=True):
+            pairs = sorted(((cost[one], named[there[one]]) for one in ones), key=lambda pair: (pair[0], pair[1].image_id))
+            found.append(([photo for _, photo in pairs], [cost for cost, _ in pairs]))
+        return found
+
+    def _hits(
+        self, descriptors: Sequence[Float32[np.ndarray, " D"]], count: int, prior: Prior | None
+    ) -> list[tuple[list[Place], list[float]]]:
+        """Find for each query `count` photos and all that are as near as the last of them, nearest first, with distances."""
         only = None if prior is None else self._photos_of(prior)
         wanted = count + 64  # a few more, so that those as near as the last are there as a rule
+        found = self._searcher.search(np.stack(descriptors), wanted, only)
+        return [
+            self._placed(self._complete(descriptor, hits, wanted, count, only))
+            for descriptor, hits in zip(descriptors, found, strict=True)
+        ]
+
+    def _complete(
+        self, descriptor: Float32[np.ndarray, " D"], hits: list[Hit], wanted: int, count: int, only: Among | None
+    ) -> list[Hit]:
+        """Leave out what is farther than the last; look again where more than were found may be as near as that."""
         while True:
-            (hits,) = self._searcher.search(descriptor[None], wanted, only)
             if len(hits) > count:
                 hits = hits[: bisect_right(hits, hits[count - 1][0], key=lambda hit: hit[0])]
             if len(hits) < wanted:
-                break
+                return hits
             wanted *= 4  # there may be more of the last ones: photos with equal codes, by the thousand
+            (hits,) = self._searcher.search(descriptor[None], wanted, only)
+
+    def _placed(self, hits: list[Hit]) -> tuple[list[Place], list[float]]:
         members = [self._member(shard, number) for _, shard, number in hits]
         places = [
             Place(segment_id=member.segment_id, row=number - member.first_id)
@@ -282,9 +316,7 @@ class OpenedMap:
 
     def _rows_of(self, places: Sequence[Place], columns: Sequence[str]) -> list[dict[str, Any]]:
         """Read columns of the tables of photos, a segment at a time in each thread: no more tables are in memory at once."""
-        numbers_of: dict[str, list[int]] = {}
-        for number, place in enumerate(places):
-            numbers_of.setdefault(place.segment_id, []).append(number)
+        numbers_of = _by_segment(places)
 
         def read(segment_id: str) -> list[dict[str, Any]]:
             images = self.segment(segment_id).images
@@ -331,33 +363,48 @@ class OpenedMap:
         """Say how many photos the map wants compared exactly, so that the best `kept` are right; 0: it was not measured."""
         return int(self.manifest.index.parameters.get("refined", 0)) * kept // KEPT
 
-    def descriptors_of(self, photos: Sequence[Place]) -> list[Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"]]:
-        """Read descriptors of photos, in their order: codes, or, of segments without codes, the descriptors themselves."""
-        return self._descriptors.get(photos)
+    def descriptors_of(self, photos: Sequence[Place]) -> Iterator[tuple[int, Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"]]]:
+        """Read descriptors of photos, each with its number among these, segment by segment, a few ahead: codes, or, of segments
+        without codes, the descriptors themselves.
 
-    def local_features_of(self, photos: Sequence[StoredPhoto]) -> list[LocalFeatures]:
+        Raises:
+            DamagedError: that of a photo is missing or not what was written.
+        """
+        return self._descriptors.each(photos)
+
+    def local_features_of(self, photos: Sequence[Place]) -> list[LocalFeatures]:
         """Read the local features of photos, in their order.
 
         Raises:
             DamagedError: those of a photo are missing or not what was written.
         """
-        return self._features.get(photos)
+        found = dict(self._features.each(photos))
+        return [found[number] for number in range(len(photos))]
 
-    def local_features_where_whole(self, photos: Sequence[StoredPhoto]) -> list[LocalFeatures | None]:
-        """The same photo by photo, without those that are missing or damaged, which are logged.
+    def local_features_where_whole(self, photos: Sequence[Place]) -> list[LocalFeatures | None]:
+        """The same without those that are missing or damaged, which are logged.
 
         Raises:
             DamagedError: what describes all features of a segment is not what was written.
         """
-        for segment_id in dict.fromkeys(photo.segment_id for photo in photos):
+        found: list[LocalFeatures | None] = [None] * len(photos)
+        for segment_id, numbers in _by_segment(photos).items():
             _ = self.segment(segment_id).local_features
-        return [self._local_features_if_whole(photo) for photo in photos]
+            there = [photos[number] for number in numbers]
+            try:
+                read: list[LocalFeatures | None] = [*self.local_features_of(there)]
+            except DamagedError:
+                read = [self._local_features_if_whole(photo) for photo in there]
+            for number, one in zip(numbers, read, strict=True):
+                found[number] = one
+        return found
 
-    def _local_features_if_whole(self, photo: StoredPhoto) -> LocalFeatures | None:
+    def _local_features_if_whole(self, photo: Place) -> LocalFeatures | None:
         try:
-            return self._features.get([photo])[0]
+            return self.local_features_of([photo])[0]
         except DamagedError as error:
-            _log.warning("%s Photo %s is ranked by its descriptor alone.", error, photo.image_id)
+            image_id = self.segment(photo.segment_id).image_id(photo.row)
+            _log.warning("%s Photo %s is ranked by its descriptor alone.", error, image_id)
             return None
 
     def positions(self, step: int = 1) -> pa.Table:
@@ -424,43 +471,68 @@ class _Parts:
         self.readers: _LastAskedFor[tuple[str, str], Any] = _LastAskedFor(READER_BYTES)
 
 
-class _PhotoCache(Generic[R, T]):
-    """What was read of the photos asked for last; reads the others side by side. For any number of threads.
+class _Reader(Protocol[T_co]):
+    """Reads photos of one segment."""
+
+    def runs(self, rows: Sequence[int]) -> list[list[int]]: ...
+
+    def read_run(self, rows: Sequence[int]) -> Sequence[T_co]: ...
+
+
+class _PhotoCache(Generic[T]):
+    """What was read of the photos asked for last; reads the others side by side, neighbours together. For any number of threads.
 
     Args:
         threads: that read.
         reader_of: gives what reads a segment.
-        read: reads a row with it.
         size_bytes: of what was read.
     """
 
     def __init__(
-        self,
-        threads: ThreadPoolExecutor,
-        reader_of: Callable[[str], R],
-        read: Callable[[R, int], T],
-        size_bytes: Callable[[T], int],
+        self, threads: ThreadPoolExecutor, reader_of: Callable[[str], _Reader[T]], size_bytes: Callable[[T], int]
     ) -> None:
         self._threads = threads
         self._reader_of = reader_of
-        self._read = read
         self._size_bytes = size_bytes
         self._kept: _LastAskedFor[tuple[str, int], T] = _LastAskedFor(CACHE_BYTES)
 
-    def get(self, photos: Sequence[Place]) -> list[T]:
-        keys = [(photo.segment_id, photo.row) for photo in photos]
-        found = self._kept.find(keys)
-        missing = sorted({key for key in keys if key not in found})
-        segments = list(dict.fromkeys(segment for segment, _ in missing))
-        readers = dict(zip(segments, self._threads.map(self._reader_of, segments), strict=True))
+    def each(self, photos: Sequence[Place]) -> Iterator[tuple[int, T]]:
+        """Give what there is of each photo, with its number: of those that are here first, then segment by segment."""
+        numbers: dict[tuple[str, int], list[int]] = {}
+        for number, photo in enumerate(photos):
+            numbers.setdefault((photo.segment_id, photo.row), []).append(number)
+        found = self._kept.find(numbers)
+        missing = sorted(key for key in numbers if key not in found)
+        for things in chain([found], ahead(self._threads, self._read, self._shares(missing), REQUESTS_AT_ONCE)):
+            self._kept.keep(things, self._size_bytes)
+            for key, thing in things.items():
+                yield from ((number, thing) for number in numbers[key])
 
-        def read(share: list[tuple[str, int]]) -> list[T]:
-            return [self._read(readers[segment], row) for segment, row in share]
+    def _shares(self, missing: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, list[int]]]]:
+        """Share out photos, as handing over single ones would take longer than reading them from a disk; by runs of a segment."""
+        rows_of = {segment: [row for _, row in several] for segment, several in groupby(missing, key=lambda key: key[0])}
+        runs_of = self._threads.map(lambda segment: self._reader_of(segment).runs(rows_of[segment]), rows_of)
+        size = min(SHARE_PHOTOS, math.ceil(len(missing) / REQUESTS_AT_ONCE))
+        share: list[tuple[str, list[int]]] = []
+        for segment, runs in zip(rows_of, runs_of, strict=True):
+            for run in runs:
+                share.append((segment, run))
+                if sum(len(rows) for _, rows in share) >= size:
+                    yield share
+                    share = []
+        if share:
+            yield share
 
-        # Shares, as handing over single photos would take longer than reading them from a disk; of as few segments as may be.
-        size = max(1, math.ceil(len(missing) / REQUESTS_AT_ONCE))
-        shares = [missing[start : start + size] for start in range(0, len(missing), size)]
-        for share, things in zip(shares, self._threads.map(read, shares), strict=True):
-            found.update(zip(share, things, strict=True))
-        self._kept.keep(found, self._size_bytes)
-        return [found[key] for key in keys]
+    def _read(self, share: list[tuple[str, list[int]]]) -> dict[tuple[str, int], T]:
+        read: dict[tuple[str, int], T] = {}
+        for segment, rows in share:
+            read.update(zip(((segment, row) for row in rows), self._reader_of(segment).read_run(rows), strict=True))
+        return read
+
+
+def _by_segment(places: Sequence[Place]) -> dict[str, list[int]]:
+    """Give the numbers of places by their segment."""
+    numbers_of: dict[str, list[int]] = {}
+    for number, place in enumerate(places):
+        numbers_of.setdefault(place.segment_id, []).append(number)
+    return numbers_of

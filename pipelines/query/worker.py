@@ -10,6 +10,7 @@ an object is gone and there is a newer version: gc and purges may remove what it
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -27,7 +28,7 @@ from pipelines.build.masking import without
 from pipelines.engine.model import load_encoder, require_same_model, weights_file
 from pipelines.engine.threads import use_threads
 from pipelines.locate.decide import fitted_pool
-from pipelines.query.opened_map import OpenedMap, StoredPhoto
+from pipelines.query.opened_map import OpenedMap, Place, StoredPhoto
 from pipelines.query.prior import Prior
 from schemas.calibration import Calibration
 from schemas.errors import DamagedError, MapError, ObjectMissing
@@ -37,9 +38,6 @@ from schemas.manifest import Manifest
 REFINED: Final = 2
 """Compressed candidates that are compared exactly, for each candidate that is kept. More: what compression misordered is found
 again, at one row of descriptor codes read each."""
-
-COMPARED_AT_ONCE: Final = 128
-"""Descriptors that a query holds at once: a megabyte of codes."""
 
 NO_FEATURES: Final = LocalFeatures(
     features=np.empty((0, 1), np.int8), patch=np.empty((0, 2), np.uint8), reliability=np.empty(0, np.uint8)
@@ -106,15 +104,22 @@ class QueryWorker:
         """The version that the next answer comes from; replaced as a whole."""
         self.encoder: Final = encoder
         self._storage = storage
-        self._config = config
+        self.config: Final = config
+        self.prior: Final = prior
         self._follows = follows
-        self._prior = prior
         self._moving = Lock()
 
     @property
     def calibration(self) -> Calibration | None:
         """What was fitted to the version in use."""
         return self.map.calibration
+
+    @property
+    def pool_bytes(self) -> int:
+        """Memory of the local features that a query may be compared with, at most."""
+        number = {"float16": 2, "float32": 4}.get(self.encoder.local_precision, 1)
+        of_photo = self.encoder.max_local_features * (self.encoder.local_dim * number + 3)
+        return self.config.pool.max_size * of_photo
 
     def refresh(self) -> bool:
         """Move on to the newest version: open it beside the one in use, then swap. Answers under way end where they began.
@@ -155,82 +160,64 @@ class QueryWorker:
         Raises:
             MapError: something else is missing or damaged.
         """
-        try:
-            return self.read(lambda opened: self._answer_from(opened, query, OpenedMap.local_features_of))
-        except DamagedError:
-            return self.read(lambda opened: self._answer_from(opened, query, OpenedMap.local_features_where_whole))
+        (answer,) = self.answer_all([query])
+        return answer
 
-    def _answer_from(
+    def answer_all(self, queries: Sequence[EncodedPhoto], *, threads: int = 1) -> list[Answer]:
+        """Answer several photos from one version, each as `answer_encoded` would, to the bit.
+
+        The index is searched for all of them at once, and what they compare is read once, neighbours together.
+
+        Args:
+            queries: at least one. All the local features of their pools are in memory at once.
+            threads: how many queries are re-ranked side by side, each by one thread; of a single query, its candidates are.
+
+        Raises:
+            MapError: something else than local features is missing or damaged.
+        """
+        try:
+            return self.read(lambda opened: self._answers_from(opened, queries, OpenedMap.local_features_of, threads))
+        except DamagedError:
+            return self.read(lambda opened: self._answers_from(opened, queries, OpenedMap.local_features_where_whole, threads))
+
+    def _answers_from(
         self,
         opened: OpenedMap,
-        query: EncodedPhoto,
+        queries: Sequence[EncodedPhoto],
         read_features: Callable[[OpenedMap, list[StoredPhoto]], Sequence[LocalFeatures | None]],
-    ) -> Answer:
+        threads: int,
+    ) -> list[Answer]:
         reranker = Reranker(self._fitted(opened))
-        photos, cosines = self._best_by_descriptor(opened, query.descriptor)
-        if not photos:  # all were taken down, or none can match
-            return Answer(candidates=[], pool_size=0, matched_patches=np.empty((0, 4), np.uint8), map=opened)
-        pool = reranker.pool_size(cosines)
-        dim = query.features.shape[1]
-        features = [
-            NO_FEATURES if found is None or not len(found) or found.features.shape[1] != dim else found
-            for found in read_features(opened, photos[:pool])
-        ]
-        lacking = [photos[place].image_id for place, found in enumerate(features) if found is NO_FEATURES]
-        ranked = reranker.rerank(query, features, cosines)
-        reranked = [
-            Candidate(
-                photo=photos[place],
-                global_rank=place + 1,
-                cosine=float(cosines[place]),
-                matches=int(ranked.matches[place]),
-                local_score=float(ranked.local_scores[place]),
-                score=float(ranked.scores[place]),
-            )
-            for place in ranked.order.tolist()
-        ]
-        rest = [
-            Candidate(
-                photo=photos[place],
-                global_rank=place + 1,
-                cosine=float(cosines[place]),
-                matches=None,
-                local_score=None,
-                score=None,
-            )
-            for place in range(pool, len(photos))
-        ]
-        return Answer(
-            candidates=reranked + rest,
-            pool_size=pool,
-            matched_patches=ranked.matched_patches,
-            map=opened,
-            without_features=lacking,
-        )
+        found = self._best_by_descriptor(opened, [query.descriptor for query in queries])
+        pools = [reranker.pool_size(cosines) if photos else 0 for photos, cosines in found]
+        wanted = list(dict.fromkeys(photo for (photos, _), pool in zip(found, pools, strict=True) for photo in photos[:pool]))
+        features = dict(zip(wanted, read_features(opened, wanted), strict=True))
+
+        def answer(number: int) -> Answer:
+            photos, cosines = found[number]
+            pool = [features[photo] for photo in photos[: pools[number]]]
+            return _reranked(opened, reranker, queries[number], photos, cosines, pool)
+
+        if len(queries) == 1 or threads == 1:
+            return [answer(number) for number in range(len(queries))]
+        with ThreadPoolExecutor(threads, initializer=use_threads, initargs=(1,)) as pool:
+            return list(pool.map(answer, range(len(queries))))
 
     def _fitted(self, opened: OpenedMap) -> RerankConfig:
         """What was fitted to the map, unless the caller asked for something else than the network's defaults."""
-        if opened.calibration is None or self._config != self.encoder.reranking:
-            return self._config
-        weight, pool = opened.calibration.local_weight, fitted_pool(self._config.pool, opened.calibration.pool)
-        return replace(self._config, pool=pool, local_weight=self._config.local_weight if weight is None else weight)
+        if opened.calibration is None or self.config != self.encoder.reranking:
+            return self.config
+        weight, pool = opened.calibration.local_weight, fitted_pool(self.config.pool, opened.calibration.pool)
+        return replace(self.config, pool=pool, local_weight=self.config.local_weight if weight is None else weight)
 
     def _best_by_descriptor(
-        self, opened: OpenedMap, descriptor: Float32[np.ndarray, " D"]
-    ) -> tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]:
+        self, opened: OpenedMap, descriptors: Sequence[Float32[np.ndarray, " D"]]
+    ) -> list[tuple[list[StoredPhoto], Float64[np.ndarray, " K"]]]:
         """The first stage: compressed search, then exact cosines; ties go to the smaller image id."""
-        keep = self._config.pool.max_size
-        places = opened.candidates(descriptor, max(REFINED * keep, opened.refined(keep)), self._prior)
-        if not places:
-            return [], np.empty(0)
-        costs = np.concatenate(
-            [
-                -exact_cosines(opened.descriptors_of(places[start : start + COMPARED_AT_ONCE]), descriptor)
-                for start in range(0, len(places), COMPARED_AT_ONCE)
-            ]
-        )
-        best = opened.best(places, costs.tolist(), keep)
-        return [photo for _, photo in best], -np.array([cost for cost, _ in best])
+        keep = self.config.pool.max_size
+        places = opened.candidates(descriptors, max(REFINED * keep, opened.refined(keep)), self.prior)
+        costs = [(-cosines).tolist() for cosines in _cosines(opened, places, descriptors)]
+        return [(photos, -np.array(cost, np.float64)) for photos, cost in opened.best(places, costs, keep)]
 
     def _is_behind(self, opened: OpenedMap) -> bool:
         """Tell whether there is a newer version than one that failed, and make sure that it is the one in use."""
@@ -247,7 +234,7 @@ class QueryWorker:
         if head.model.fingerprint != self.encoder.fingerprint:
             _log.warning("%s: version %d is made with another network; staying behind", self._storage.url, head.version)
             return False
-        self.map = _open_newest(self._storage, head, self._prior)
+        self.map = _open_newest(self._storage, head, self.prior)
         return True
 
 
@@ -262,19 +249,79 @@ def _open_newest(storage: Storage, head: Manifest, prior: Prior | None) -> Opene
                 raise
 
 
-def exact_cosines(
-    stored: Sequence[Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"]], query: Float32[np.ndarray, " D"]
-) -> Float64[np.ndarray, " n"]:
-    """Compare a query with stored descriptors, whose length does not matter: codes have none, halved ones not exactly one.
+def _reranked(
+    opened: OpenedMap,
+    reranker: Reranker,
+    query: EncodedPhoto,
+    photos: Sequence[StoredPhoto],
+    cosines: Float64[np.ndarray, " K"],
+    pool: Sequence[LocalFeatures | None],
+) -> Answer:
+    """The second stage: put the first of some photos in order, by their local features too, and leave the others as they are."""
+    if not photos:  # all were taken down, or none can match
+        return Answer(candidates=[], pool_size=0, matched_patches=np.empty((0, 4), np.uint8), map=opened)
+    dim = query.features.shape[1]
+    features = [NO_FEATURES if found is None or not len(found) or found.features.shape[1] != dim else found for found in pool]
+    ranked = reranker.rerank(query, features, cosines)
+    reranked = [
+        Candidate(
+            photo=photos[place],
+            global_rank=place + 1,
+            cosine=float(cosines[place]),
+            matches=int(ranked.matches[place]),
+            local_score=float(ranked.local_scores[place]),
+            score=float(ranked.scores[place]),
+        )
+        for place in ranked.order.tolist()
+    ]
+    rest = [
+        Candidate(
+            photo=photos[place],
+            global_rank=place + 1,
+            cosine=float(cosines[place]),
+            matches=None,
+            local_score=None,
+            score=None,
+        )
+        for place in range(len(pool), len(photos))
+    ]
+    return Answer(
+        candidates=reranked + rest,
+        pool_size=len(pool),
+        matched_patches=ranked.matched_patches,
+        map=opened,
+        without_features=[photos[place].image_id for place, found in enumerate(features) if found is NO_FEATURES],
+    )
 
-    Row by row, because the last bits of a matrix product depend on which rows stand together. In float32, which is three times as
-    fast as float64 and good to 1e-7: the bytes of a code are good to 1e-4.
-    """
-    cosines = np.empty(len(stored))
-    for place, row in enumerate(stored):
-        numbers = row.astype(np.float32)
-        cosines[place] = (numbers @ query) / np.sqrt(numbers @ numbers)
+
+def _cosines(
+    opened: OpenedMap, places: Sequence[Sequence[Place]], descriptors: Sequence[Float32[np.ndarray, " D"]]
+) -> list[Float64[np.ndarray, " n"]]:
+    """Compare each query with some photos of the map. A photo is read once for all of them, and none is kept."""
+    asking: dict[Place, list[tuple[int, int]]] = {}
+    for query, there in enumerate(places):
+        for number, place in enumerate(there):
+            asking.setdefault(place, []).append((query, number))
+    askers = list(asking.values())
+    cosines = [np.empty(len(there)) for there in places]
+    for photo, stored in opened.descriptors_of(list(asking)):
+        found = cosines_with(stored, [descriptors[query] for query, _ in askers[photo]])
+        for (query, number), cosine in zip(askers[photo], found, strict=True):
+            cosines[query][number] = cosine
     return cosines
+
+
+def cosines_with(
+    stored: Int8[np.ndarray, " D"] | Float16[np.ndarray, " D"], queries: Sequence[Float32[np.ndarray, " D"]]
+) -> list[np.float32]:
+    """Compare queries with a stored descriptor, whose length does not matter: codes have none, halved ones not exactly one.
+
+    Pair by pair, because the last bits of a matrix product depend on which rows stand together. In float32, which is three times
+    as fast as float64 and good to 1e-7: the bytes of a code are good to 1e-4.
+    """
+    numbers = stored.astype(np.float32)
+    length = np.sqrt(numbers @ numbers)
+    return [(numbers @ query) / length for query in queries]
 
 
 def open_worker(

@@ -42,7 +42,7 @@ from jaxtyping import Float16, Float32, Int8, Int64
 from pipelines import ivfpq
 from pipelines.build.drift import MEASURED_PHOTOS, held_out
 from pipelines.build.tune import Trial, tune
-from pipelines.query.worker import exact_cosines
+from pipelines.query.worker import cosines_with
 from schemas.descriptor_codes import to_codes
 from tests.benchmarks.made_up_descriptors import COMPRESSIBLE, REDUCED, SEGMENT_PHOTOS, Fit, MadeUpDescriptors
 from tests.benchmarks.query import resident_mb
@@ -392,7 +392,7 @@ def refine(ids: Sequence[int], query: Float32[np.ndarray, " D"], codes: Codes, s
     """Order photos by the cosine of their codes, as the query worker does; ties go to the smaller number."""
     start = time.thread_time()
     numbers = np.array(ids)
-    cosines = exact_cosines(list(codes[numbers]), query)
+    cosines = np.array([cosines_with(one, [query])[0] for one in codes[numbers]])
     best = numbers[np.lexsort((numbers, -cosines))][:HANDED_OVER].tolist()
     spent.append(time.thread_time() - start)
     return best  # type: ignore[no-any-return]

@@ -427,7 +427,14 @@ def _unit(rows: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
     return unit
 
 
-def write_map(storage: Storage, count: int, photos: MadeUpPhotos, *, say: Callable[[str], None] = lambda what: None) -> Manifest:
+def write_map(
+    storage: Storage,
+    count: int,
+    photos: MadeUpPhotos,
+    *,
+    say: Callable[[str], None] = lambda what: None,
+    fingerprint: str = MADE_UP_NETWORK.fingerprint,
+) -> Manifest:
     """Write a map through the writers of a build: segments, index, manifest.
 
     Args:
@@ -435,8 +442,9 @@ def write_map(storage: Storage, count: int, photos: MadeUpPhotos, *, say: Callab
         count: of its photos.
         photos: what they became.
         say: is told how far it is.
+        fingerprint: of the network that it says it was made with.
     """
-    recipe, fingerprint = photos.recipe, MADE_UP_NETWORK.fingerprint
+    recipe = photos.recipe
     images = photo_maps.images(range(count), lon_deg={number: 13 + number * 1e-5 for number in range(count)})
     size = PartitionConfig().photos_per_segment(count)
     parts = list(cut(images, fingerprint, photos_per_segment=size))
@@ -474,7 +482,7 @@ def _index_and_publish(storage: Storage, recipe: Recipe, fingerprint: str) -> Ma
     index = build_index(
         storage, stored, selection, None, descriptor_dim=recipe.descriptor_dim, config=IndexConfig(), extend=False
     )
-    model = ModelEntry(recipe=recipe.name, fingerprint=fingerprint, trained=False, settings={})
+    model = ModelEntry(recipe=recipe.name, fingerprint=fingerprint, trained=False, settings={"mode": RerankConfig().mode})
     receipts = [stored[name].receipt for name in sorted(stored)]
     segments = [
         SegmentEntry(

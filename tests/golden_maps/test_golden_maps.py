@@ -27,8 +27,9 @@ def stored_query(opened: OpenedMap, row: int) -> EncodedPhoto:
     [entry] = opened.manifest.segments
     photo = StoredPhoto(segment_id=entry.segment_id, row=row, image_id=opened.segment(entry.segment_id).image_id(row))
     [features] = opened.local_features_of([photo])
+    [(_, descriptor)] = opened.descriptors_of([photo])
     return EncodedPhoto(
-        descriptor=opened.descriptors_of([photo])[0].astype(np.float32),
+        descriptor=descriptor.astype(np.float32),
         features=features.features,
         patch=features.patch,
         reliability=features.reliability,

@@ -1,11 +1,17 @@
 """The cosine of two descriptors has the same bits whatever other descriptors are compared at the same time."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from pipelines.query.worker import exact_cosines
+from pipelines.query.worker import cosines_with
 
 RNG = np.random.default_rng(0)
+
+
+def exact_cosines(stored: Sequence[np.ndarray], query: np.ndarray) -> np.ndarray:
+    return np.array([cosines_with(row, [query])[0] for row in stored])
 
 
 def test_cosines_are_those_of_the_angles():
@@ -14,7 +20,6 @@ def test_cosines_are_those_of_the_angles():
     cosines = exact_cosines(stored, np.array([1, 0], np.float32))
 
     assert cosines.tolist() == pytest.approx([1, 0, -1, 0.5**0.5, 1])  # the last two are not of unit length as they are stored
-    assert cosines.dtype == np.float64
 
 
 @pytest.mark.parametrize("dim", [3, 64, 8448])
@@ -31,6 +36,12 @@ def test_a_row_has_the_same_bits_alone_among_others_and_in_any_order(dim: int):
     assert alone.tobytes() == together.tobytes()
     assert shuffled.tobytes() == together[order].tobytes()
     assert every_third.tobytes() == together[::3].tobytes()
+
+
+def test_a_query_has_the_same_bits_alone_and_among_others():
+    stored, queries = RNG.normal(size=8448).astype(np.float16), list(RNG.normal(size=(9, 8448)).astype(np.float32))
+
+    assert cosines_with(stored, queries) == [cosines_with(stored, [query])[0] for query in queries]
 
 
 def test_codes_are_compared_by_their_direction():

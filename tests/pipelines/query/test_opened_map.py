@@ -41,7 +41,7 @@ def ask(opened: OpenedMap, number: int) -> tuple[list[StoredPhoto], list[bytes],
     found = opened.nearest(descriptor(number), 10)
     return (
         found,
-        [row.tobytes() for row in opened.descriptors_of(found)],
+        [row.tobytes() for _, row in sorted(opened.descriptors_of(found), key=lambda pair: pair[0])],
         [len(one.features) for one in opened.local_features_of(found)],
     )
 
@@ -100,7 +100,7 @@ def test_candidates_that_differ_in_distance_are_found_without_opening_a_segment(
     nearest = {(photo.segment_id, photo.row) for photo in opened.nearest(descriptor(3), 7)}
     again, read = open_map(storage), watch(storage, monkeypatch)
 
-    assert {(place.segment_id, place.row) for place in again.candidates(descriptor(3), 7)} == nearest
+    assert {(place.segment_id, place.row) for place in again.candidates([descriptor(3)], 7)[0]} == nearest
     assert read == []
 
 
@@ -113,13 +113,11 @@ def test_of_photos_that_cost_the_same_the_smaller_image_ids_are_named_and_no_oth
     by_segment = sorted(photos, key=lambda photo: photo.segment_id)[:8]
     opened, read = open_map(storage), watch(storage, monkeypatch)
 
-    found = opened.best(by_segment, [1.0, *[2.0] * 4, *[3.0] * 3], 3)
+    ((best, costs),) = opened.best([by_segment], [[1.0, *[2.0] * 4, *[3.0] * 3]], 3)
 
     equal = sorted(photo.image_id for photo in by_segment[1:5])
-    assert [(cost, photo.image_id) for cost, photo in found] == [
-        (1.0, by_segment[0].image_id),
-        *((2.0, one) for one in equal[:2]),
-    ]
+    assert [photo.image_id for photo in best] == [by_segment[0].image_id, *equal[:2]]
+    assert costs == [1.0, 2.0, 2.0]
     assert {path.split("/")[1] for path in read if path.endswith("images.parquet")} == {one.segment_id for one in by_segment[:5]}
 
 
@@ -134,7 +132,7 @@ def test_photos_with_equal_descriptors_are_chosen_by_name_however_the_map_was_cu
     for size in (7, 150, 400):
         opened = open_map(publish_cut(tmp_path, 400, size))
         assert [photo.image_id for photo in opened.nearest(one, 10)] == by_name[:10]
-        assert len(opened.candidates(one, 390)) == 390
+        assert len(opened.candidates([one], 390)[0]) == 390
 
 
 def test_a_photo_that_was_found_says_what_its_segment_does(storage: Storage):
