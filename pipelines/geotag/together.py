@@ -247,7 +247,7 @@ def _take_track(decisions: Sequence[Decision]) -> None:
             _interpolate(
                 each,
                 Fix(seconds=0.0, lat_deg=float(each.fix[0]), lon_deg=float(each.fix[1]), error_m=float(each.fix[2])),
-                "where the track was at its time; its own pixels do not say",
+                "where the track was at its time; not sure by its own pixels",
             )
 
 
@@ -429,7 +429,7 @@ def _fill(run: Sequence[Decision], path: Path, max_speed_mps: float) -> None:
                     each,
                     fix,
                     f"between {before.row['uri']}, {path.seconds[number] - path.seconds[first]:.0f} s before, and "
-                    f"{after.row['uri']}, {path.seconds[last] - path.seconds[number]:.0f} s later; its own pixels do not say",
+                    f"{after.row['uri']}, {path.seconds[last] - path.seconds[number]:.0f} s later; not sure by its own pixels",
                 )
 
 

@@ -86,7 +86,7 @@ class Reach:
         self, lat_deg: Float64[np.ndarray, " n"], lon_deg: Float64[np.ndarray, " n"], within_m: Float64[np.ndarray, " n"]
     ) -> Float64[np.ndarray, " n"]:
         """Count the photos within a distance of each place, as a share of all; of a map without photos all are."""
-        if self._tree is None:
+        if self._tree is None or not len(lat_deg):
             return np.ones(len(lat_deg))
         points = np.radians(np.stack([lat_deg, lon_deg], axis=1))
         found: Int64[np.ndarray, " n"] = self._tree.query_radius(points, within_m / EARTH_M, count_only=True)
