@@ -37,8 +37,8 @@ from pipelines.query.prior import Prior
 from schemas.calibration import ConfidenceFit
 from schemas.geotags import GeotagStatus
 
-MAX_SPEED_MPS: Final = 42.0
-"""150 km/h: nobody drives quicker between two photos."""
+MAX_SPEED_MPS: Final = 150 / 3.6
+"""Nobody drives quicker from one photo to the next."""
 
 PLACES: Final = 5
 """Candidate places of a photo."""
