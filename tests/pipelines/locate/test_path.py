@@ -1,7 +1,7 @@
 """Paths through candidate places, on a plane of metres round Lund; small ones are checked against all paths there are."""
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -143,7 +143,7 @@ def test_it_is_the_sum_over_all_paths(path: Path):
         known = [row for row, state in enumerate(states) if state < places]
         for row, state in enumerate(states):
             weight *= path.prior[row, state] if state < places else 1 - path.prior[row].sum()
-        for one, other in zip(known, known[1:], strict=False):
+        for one, other in pairwise(known):
             weight *= np.exp(links[other - one - 1][one, states[one], states[other]])
         total += weight
         for row in known:
