@@ -1,5 +1,5 @@
 # Two commands: `make demo` builds and queries a small city, `make test` runs the tests. Both set up .venv first.
-.PHONY: help setup demo test test-slow test-faults lint bench bench-recall bench-calibrated bench-encode bench-local bench-query bench-geotag bench-index weights clean
+.PHONY: help setup demo test test-slow test-faults lint bench bench-recall bench-calibrated bench-encode bench-local bench-query bench-geotag bench-index bench-precision weights clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 18
@@ -49,6 +49,9 @@ bench-geotag: setup  ## photos a second of an archive in bulk, beside one by one
 
 bench-index: setup  ## what the index finds and costs as a map grows, beside exact search, FAISS and autofaiss; ARGS="--photos 10000"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m tests.benchmarks.index $(ARGS)
+
+bench-precision: setup  ## whether geotags keep their promise, alone and along paths; ARGS="--sets walks-1,street-lund"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m tests.benchmarks.geotag_precision $(ARGS)
 
 weights: setup  ## train the default weights anew from the photos beside the project; run again to go on
 	@.venv/bin/python -m tests.benchmarks.default_weights out/weights

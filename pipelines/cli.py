@@ -3,6 +3,8 @@
 Exit codes: 0 done, 1 the user can fix it, 2 usage, 3 finished with rejected photos under --strict.
 """
 
+import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -56,6 +58,25 @@ class _Group(_WithExample, click.Group):
             _fail("stopped. What was finished is kept; run the same command again to go on.")
 
 
+class _TimeOffset(click.ParamType[float]):
+    """A time zone, as +02:00, or seconds: both as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        if zone := re.fullmatch(r"([+-])(\d{1,2}):(\d{2})", text):
+            seconds = (int(zone[2]) * 60 + int(zone[3])) * 60
+            return float(-seconds if zone[1] == "-" else seconds)
+        try:
+            seconds_ahead = float(text)
+        except ValueError:
+            self.fail(f"needed a time zone, as +02:00, or seconds, found {value!r}", param, ctx)
+        if not math.isfinite(seconds_ahead):
+            self.fail(f"needed seconds, found {value!r}", param, ctx)
+        return seconds_ahead
+
+
 def _with_prior(options: dict[str, Any]) -> dict[str, Any]:
     """Put what was known beforehand of the photos in place of the options that say it."""
     from pipelines.query.prior import prior_of
@@ -107,6 +128,34 @@ PRIOR = _options(
     click.option("--area", metavar="FILE", help="Look only in these polygons; GeoJSON."),
     click.option("--taken-from", metavar="TIME", help="Look only at photos of this day or time and later."),
     click.option("--taken-until", metavar="TIME", help="And until this one."),
+)
+TOGETHER = _options(
+    click.option("--alone", is_flag=True, help="Decide on each photo by itself, whatever was taken before and after it."),
+    click.option(
+        "--max-speed",
+        "max_speed_kmh",
+        type=click.FloatRange(1, 1000),
+        default=150,
+        show_default=True,
+        metavar="KMH",
+        help="Nobody was quicker from one photo to the next.",
+    ),
+    click.option("--gpx", multiple=True, metavar="FILE", help="A track recorded meanwhile, as evidence. May be repeated."),
+    click.option(
+        "--time-offset",
+        "time_offset_s",
+        type=_TimeOffset(),
+        default="0",
+        metavar="TIME",
+        help="How much the camera's clock is ahead of UTC, as +02:00 or in seconds; for --gpx.",
+    ),
+    click.option("--use-track", is_flag=True, help="Give photos whose pixels say nothing the track's position, marked as such."),
+)
+PRIVATE = _options(
+    click.option("--redact", is_flag=True, help="Name no photo of the map in what is written, and keep no candidates."),
+    click.option(
+        "--never-in", metavar="FILE", help="Tell nothing of photos that may have been taken in these polygons; GeoJSON."
+    ),
 )
 PREFECT = click.option("--prefect", is_flag=True, help="Run as a Prefect flow, also when PREFECT_API_URL is not set.")
 BUILDING = _options(
@@ -220,6 +269,8 @@ def query(map_url: str, photos: tuple[str, ...], as_json: bool, **options: Any) 
 @click.argument("photos", metavar="ARCHIVE...", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", help="Folder for the geotags and everything they rest on.")
 @PRECISION
+@TOGETHER
+@PRIVATE
 @PRIOR
 @VERSION
 @WEIGHTS
@@ -237,6 +288,8 @@ def geotag(out: str, precision: float, strict: bool, as_json: bool, prefect: boo
     from pipelines.geotag.geotag import GeotagRequest, run_geotag
     from pipelines.locate.position import PositionConfig
 
+    if (options["use_track"] or options["time_offset_s"]) and not options["gpx"]:
+        raise click.UsageError("--use-track and --time-offset are for --gpx")
     settings = _settings()
     request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **_with_prior(options))
     if prefect or settings.prefect_api_url:

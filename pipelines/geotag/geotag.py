@@ -5,14 +5,14 @@ queries, results, geotags, rejects and coverage as Parquet, and geotags.geojson.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from infra.observability import Stopwatch
 from infra.settings import Settings
@@ -21,15 +21,17 @@ from infra.tables import write_table
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.model import untrained_note
-from pipelines.geotag.duplicates import duplicates_of
 from pipelines.geotag.geojson import to_geojson
 from pipelines.geotag.kept import KeptAnswers, facts_of_results
-from pipelines.locate.decide import locate, needed_probability
-from pipelines.locate.position import PositionConfig, Vote
+from pipelines.geotag.regions import Region, redact, withhold
+from pipelines.geotag.together import ALONE, MAX_SPEED_MPS, Around, Decision, decide_together
+from pipelines.geotag.tracks import read_tracks
+from pipelines.locate.decide import needed_probability, strictest_promise
+from pipelines.locate.position import PositionConfig
 from pipelines.query.answering import Answers, answer_catalog
-from pipelines.query.prior import Prior
+from pipelines.query.prior import Prior, polygons_of
 from pipelines.query.worker import open_worker
-from schemas.calibration import ConfidenceFit
+from schemas.errors import CatalogError
 from schemas.geoparquet import point_columns
 from schemas.geotags import GEOTAGS, GeotagStatus
 
@@ -48,6 +50,20 @@ class GeotagRequest:
     device: str = "auto"
     prior: Prior | None = None
     position: PositionConfig = field(default_factory=PositionConfig)
+    alone: bool = False
+    """Decide on each photo by itself, also where photos were taken one after the other."""
+    max_speed_kmh: float = MAX_SPEED_MPS * 3.6
+    """Nobody was quicker from one photo to the next."""
+    gpx: tuple[str, ...] = ()
+    """Files of tracks that were recorded while the photos were taken."""
+    time_offset_s: float = 0.0
+    """How much the cameras' clocks are ahead of UTC; only tracks need it."""
+    use_track: bool = False
+    """Give photos whose pixels say nothing the position of the track."""
+    redact: bool = False
+    """Name no photo of the map in what is written."""
+    never_in: str | None = None
+    """File of polygons, as GeoJSON: photos that may have been taken there are not answered, and nothing is told of them."""
     limits: PhotoLimits = field(default_factory=PhotoLimits)
 
 
@@ -59,6 +75,8 @@ class GeotagSummary(msgspec.Struct, frozen=True, kw_only=True):
     photos: int
     answered: int
     unknown: int
+    interpolated: int
+    """Between photos that were answered, or on a track; not by their own pixels."""
     rejected: dict[str, int]
     answered_before: int
     """Of the photos, in an earlier run."""
@@ -72,14 +90,16 @@ class GeotagSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     def lines(self) -> list[str]:
         """Say it to a person."""
-        found = [f"{self.photos:,} photos: {self.answered:,} answered, {self.unknown:,} don't know"]
+        interpolated = f"{self.interpolated:,} interpolated, " if self.interpolated else ""
+        found = [f"{self.photos:,} photos: {self.answered:,} answered, {interpolated}{self.unknown:,} don't know"]
         if self.duplicates:
             found.append(f"{self.duplicates:,} are copies of others")
         if self.answered_before:
             found.append(f"{self.answered_before:,} were known from before")
         if self.photos_per_second:
             found.append(f"{self.photos_per_second:.1f} photos/s")
-        lines = [*(f"note: {note}" for note in self.notes), "; ".join(found)]
+        notes = [note if note.startswith("error: ") else f"note: {note}" for note in self.notes]
+        lines = [*notes, "; ".join(found)]
         if self.rejected:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
             lines.append(f"{sum(self.rejected.values()):,} rejected ({reasons}), see {self.out}/rejects.parquet")
@@ -91,6 +111,7 @@ class GeotagSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
     """Geotag an archive into a results folder. Raises any `FolioError`."""
+    around = _around(request)
     worker = open_worker(
         request.map_url,
         settings,
@@ -103,15 +124,17 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
         request.photos, settings=settings, utm_zone=request.utm_zone, needs_position=False, limits=request.limits
     )
     storage = open_storage(request.out, settings)
-    kept, duplicates = KeptAnswers(storage), duplicates_of(catalog.images)
+    kept = KeptAnswers(storage)
     clock = Stopwatch()
     with clock.stage("query"):
         answers = answer_catalog(
-            worker, catalog, settings, request.limits, description="geotag", before=kept, duplicates=duplicates
+            worker, catalog, settings, request.limits, description="geotag", before=kept, duplicates=catalog.duplicates()
         )
-    geotags = make_geotags(answers, request.position)
-    kept.prepare(answers)
-    write_results(storage, answers, geotags)
+    decisions, said = decide_together(answers, request.position, around)
+    geotags = table_of([_redacted(each) for each in decisions] if request.redact else decisions)
+    shown = _private(answers, decisions, around, redacted=request.redact)
+    kept.prepare(shown)
+    write_results(storage, shown, geotags)
     kept.finish()
     seconds = clock.seconds()["query"]
     statuses = Counter(geotags["status"].to_pylist())
@@ -121,6 +144,7 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
         photos=len(geotags),
         answered=statuses[GeotagStatus.ANSWERED],
         unknown=statuses[GeotagStatus.UNKNOWN],
+        interpolated=statuses[GeotagStatus.INTERPOLATED],
         rejected=dict(Counter(answers.rejects["reason"].to_pylist()).most_common()),
         answered_before=answers.answered_before,
         duplicates=len(answers.duplicates),
@@ -133,21 +157,20 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
             *_moved_on(answers.versions),
             *_degraded(len(answers.without_features)),
             *_unproven(answers, request.position),
+            *said,
+            *_withheld(decisions),
         ],
     )
 
 
 def make_geotags(answers: Answers, config: PositionConfig) -> pa.Table:
-    """Decide on a position for each query photo: rows in the schema of geotags, in the order of the queries."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    columns = ["query_id", "image_id", "uri", "lat_deg", "lon_deg", "matches", "local_score", "score", "cosine"]
-    pool = answers.results.filter(pc.is_valid(answers.results["score"]))
-    for row in pool.select(columns).to_pylist():
-        found.setdefault(row["query_id"], []).append(row)
-    confidence = answers.calibration.confidence if answers.calibration else None
-    rows = [_geotag(query, found.get(query["image_id"], []), config, confidence) for query in answers.queries.to_pylist()]
-    for row in rows:
-        row["duplicate_of"] = answers.duplicates.get(row["query_id"])
+    """Decide on a position for each query photo alone: rows in the schema of geotags, in the order of the queries."""
+    return table_of(decide_together(answers, config, ALONE)[0])
+
+
+def table_of(decisions: Sequence[Decision]) -> pa.Table:
+    """Make the rows of decisions, in the schema of geotags."""
+    rows = [_geotag(decision) for decision in decisions]
     lon, lat = (np.array([row[name] for row in rows], np.float64) for name in ("lon_deg", "lat_deg"))
     geometry, bbox = point_columns(lon, lat)
     plain = pa.Table.from_pylist(rows, pa.schema([each for each in GEOTAGS if each.name not in ("geometry", "bbox")]))
@@ -175,8 +198,21 @@ def _unproven(answers: Answers, config: PositionConfig) -> list[str]:
     confidence = answers.calibration.confidence if answers.calibration else None
     if confidence is not None and needed_probability(confidence, config.precision) is not None:
         return []
-    why = "is not calibrated" if confidence is None else f"could not prove {config.precision:.0%} on its own photos"
-    return [f"the map {why}: what the candidates agree on is answered, and how often that is right is not known"]
+    agree = "what the candidates agree on is answered, and how often that is right is not known"
+    if confidence is None:
+        return [f"the map is not calibrated: {agree}"]
+    proven = strictest_promise(confidence)
+    most = f"; {proven[0]:.0%} is the most it has proven, and what that needs is asked for too" if proven else ""
+    return [f"the map could not prove {config.precision:.0%} on its own photos: {agree}{most}"]
+
+
+def _withheld(decisions: Sequence[Decision]) -> list[str]:
+    photos = sum(each.withheld for each in decisions)
+    return [f"{photos:,} photos were left out, since no answer may be given of where they may have been taken"] if photos else []
+
+
+def _redacted(decision: Decision) -> Decision:
+    return replace(decision, candidates=[{**row, "uri": None, "image_id": None} for row in decision.candidates])
 
 
 def _degraded(queries: int) -> list[str]:
@@ -185,17 +221,14 @@ def _degraded(queries: int) -> list[str]:
     return [f"{queries} photos had candidates without usable local features, ranked by descriptor alone. Next: folio verify MAP"]
 
 
-def _geotag(
-    query: dict[str, Any], candidates: list[dict[str, Any]], config: PositionConfig, confidence: ConfidenceFit | None
-) -> dict[str, Any]:
-    votes = [Vote(**{field.name: row[field.name] for field in fields(Vote)}) for row in candidates]
-    location = locate(votes, config, confidence)
-    best = candidates[0] if candidates else {}
+def _geotag(decision: Decision) -> dict[str, Any]:
+    query, location = decision.row, decision.location
+    best = decision.candidates[decision.matched] if decision.candidates else {}
     return {
         "query_id": query["image_id"],
         "uri": query["uri"],
         "root": query["root"],
-        "status": (GeotagStatus.UNKNOWN if location.reason else GeotagStatus.ANSWERED).value,
+        "status": decision.status.value,
         "reason": location.reason,
         "lat_deg": location.lat_deg,
         "lon_deg": location.lon_deg,
@@ -205,14 +238,38 @@ def _geotag(
         "best_lat_deg": location.best_lat_deg,
         "best_lon_deg": location.best_lon_deg,
         "best_error_m": location.best_error_m,
-        "sequence_id": query["sequence_id"],
-        "duplicate_of": None,
+        "sequence_id": decision.sequence,
+        "duplicate_of": decision.duplicate_of,
         "matched_uri": best.get("uri"),
         "matched_image_id": best.get("image_id"),
         "matches": best.get("matches"),
         "cosine": best.get("cosine"),
-        "pool_size": len(candidates),
+        "pool_size": len(decision.candidates),
         "known_lat_deg": query["lat_deg"],
         "known_lon_deg": query["lon_deg"],
         "taken_at": query["taken_at"],
     }
+
+
+def _around(request: GeotagRequest) -> Around:
+    try:
+        never_in = Region(area=polygons_of(Path(request.never_in))) if request.never_in else None
+    except ValueError as error:
+        raise CatalogError(f"{error}. No photo was answered. Next: give --never-in a file of polygons") from error
+    return Around(
+        sequences=not request.alone,
+        max_speed_mps=request.max_speed_kmh / 3.6,
+        tracks=read_tracks(request.gpx) if request.gpx else None,
+        time_offset_s=request.time_offset_s,
+        use_track=request.use_track,
+        never_in=never_in,
+        prior=request.prior,
+    )
+
+
+def _private(answers: Answers, decisions: Sequence[Decision], around: Around, *, redacted: bool) -> Answers:
+    """Take out of everything that is written what must not be told; what is left is nothing that a later run can start from."""
+    if around.never_in is not None:
+        withheld = [each.row["image_id"] for each in decisions if each.withheld]
+        answers = replace(withhold(answers, around.never_in, withheld), basis=None)
+    return replace(redact(answers), basis=None) if redacted else answers

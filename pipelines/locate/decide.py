@@ -18,7 +18,7 @@ def locate(votes: Sequence[Vote], config: PositionConfig, confidence: Confidence
         votes: the re-ranked candidates, best first; may be empty.
         config: what counts as agreement, and how much is needed.
         confidence: the map's own model; None: the map is not calibrated. A precision that it has not proven is not promised: the
-            candidates' agreement decides then, and the probability is told beside it.
+            candidates must agree then, and be as likely as the highest precision it has proven needs.
     """
     group = best_group(votes, config)
     if group is None:
@@ -33,11 +33,12 @@ def locate(votes: Sequence[Vote], config: PositionConfig, confidence: Confidence
     likely = None if confidence is None else probability(confidence, signals_of(votes, group))
     needed = None if confidence is None else needed_probability(confidence, config.precision)
     if confidence is None or likely is None or needed is None:
-        return _by_agreement(votes, group, config, likely)
+        reason = _disagreement(votes, group, config) or _below_the_proven(likely, confidence)
+        return place_of(group, likely, reason, factor=1.0)
     reason = None
     if likely < needed:
         reason = f"probability {likely:.2f}, and {needed:.2f} is needed for answers of which {config.precision:.0%} are right"
-    return _decided(group, likely, reason, factor=confidence.error_factor)
+    return place_of(group, likely, reason, factor=confidence.error_factor)
 
 
 def fitted_pool(base: PoolConfig, fit: PoolFit | None) -> PoolConfig:
@@ -50,18 +51,20 @@ def needed_probability(confidence: ConfidenceFit, precision: float) -> float | N
     return min((level for promise, level in confidence.thresholds.items() if float(promise) >= precision), default=None)
 
 
-def _by_agreement(votes: Sequence[Vote], group: Group, config: PositionConfig, likely: float | None) -> Location:
-    reason = None
-    if group.support < config.min_support:
-        needed = f"{config.min_support:.0%} are needed"
-        reason = f"candidates disagree: the largest group holds {group.support:.0%} of the evidence, {needed}"
-    elif votes[0].matches < config.min_matches:
-        reason = f"only {votes[0].matches} local features match, {config.min_matches} are needed"
-    return _decided(group, likely, reason, factor=1.0)
+def strictest_promise(confidence: ConfidenceFit) -> tuple[float, float] | None:
+    """Look up the highest precision that the photos held back could prove, and the least probability that keeps it."""
+    return max(((float(promise), level) for promise, level in confidence.thresholds.items()), default=None)
 
 
-def _decided(group: Group, likely: float | None, reason: str | None, *, factor: float) -> Location:
-    """The place of a group, given when there is no reason against it."""
+def place_of(group: Group, likely: float | None, reason: str | None, *, factor: float) -> Location:
+    """Make the place of a group a location: given when there is no reason against it.
+
+    Args:
+        group: the candidates that agree.
+        likely: how likely it is right; None: the map is not calibrated.
+        reason: against giving it.
+        factor: of its radius.
+    """
     error_m = group.radius_m * factor
     return Location(
         lat_deg=None if reason else group.lat_deg,
@@ -73,4 +76,23 @@ def _decided(group: Group, likely: float | None, reason: str | None, *, factor: 
         best_lat_deg=group.lat_deg,
         best_lon_deg=group.lon_deg,
         best_error_m=error_m,
+    )
+
+
+def _disagreement(votes: Sequence[Vote], group: Group, config: PositionConfig) -> str | None:
+    if group.support < config.min_support:
+        needed = f"{config.min_support:.0%} are needed"
+        return f"candidates disagree: the largest group holds {group.support:.0%} of the evidence, {needed}"
+    if votes[0].matches < config.min_matches:
+        return f"only {votes[0].matches} local features match, {config.min_matches} are needed"
+    return None
+
+
+def _below_the_proven(likely: float | None, confidence: ConfidenceFit | None) -> str | None:
+    """Ask for what a lesser promise needs, so that who asks for more is never given more answers."""
+    proven = None if confidence is None else strictest_promise(confidence)
+    if proven is None or likely is None or likely >= proven[1]:
+        return None
+    return (
+        f"probability {likely:.2f}, and {proven[1]:.2f} is needed already for {proven[0]:.0%}, the most that the map has proven"
     )

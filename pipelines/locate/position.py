@@ -97,15 +97,31 @@ def best_group(votes: Sequence[Vote], config: PositionConfig) -> Group | None:
     Returns:
         None: no candidate has anything in common with the photo.
     """
+    return next(iter(groups_of(votes, config, most=1)), None)
+
+
+def groups_of(votes: Sequence[Vote], config: PositionConfig, *, most: int) -> list[Group]:
+    """Find the places that the candidates speak for, the best supported first; no candidate speaks for two of them.
+
+    Args:
+        votes: the re-ranked candidates, best first; may be empty.
+        config: what counts as agreement.
+        most: places, at most.
+    """
     asked = votes[: config.voters]
     if not asked or asked[0].score <= 0:
-        return None
+        return []
     weights = np.maximum([vote.score / asked[0].score for vote in asked], 0.0) ** config.sharpness
     east_m, north_m = _local_metres(asked)
-    distances = np.hypot(east_m[:, None] - east_m, north_m[:, None] - north_m)
-    support = ((distances <= config.agree_within_m) * weights).sum(axis=1) / weights.sum()
-    agrees = distances[int(support.argmax())] <= config.agree_within_m
-    return _group(asked[0], east_m, north_m, weights, agrees, float(support.max()), config)
+    near = np.hypot(east_m[:, None] - east_m, north_m[:, None] - north_m) <= config.agree_within_m
+    left = weights > 0
+    found: list[Group] = []
+    while left.any() and len(found) < most:
+        support = np.where(left, (near * (weights * left)).sum(axis=1) / weights.sum(), 0.0)
+        agrees = near[int(support.argmax())] & left
+        found.append(_group(asked[0], east_m, north_m, weights, agrees, float(support.max()), config))
+        left &= ~agrees
+    return found
 
 
 def distances_m(

@@ -110,28 +110,19 @@ def prior_of(
         near=_position(near) if near else None,
         within_m=_distance_m(within) if within else DEFAULT_WITHIN_M,
         boxes=tuple(parse_box(text) for text in bbox),
-        area=_polygons(Path(area)) if area else None,
+        area=polygons_of(Path(area)) if area else None,
         taken_from=_time(taken_from, end=False) if taken_from else None,
         taken_until=_time(taken_until, end=True) if taken_until else None,
     )
     return None if prior == Prior() else prior
 
 
-def _position(text: str) -> tuple[float, float]:
-    try:
-        lat, lon = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"a position is latitude,longitude in degrees, got {text!r}") from error
-    return lat, lon
+def polygons_of(file: Path) -> bytes:
+    """Read the polygons of a GeoJSON file as well-known binary, in longitude and latitude.
 
-
-def _distance_m(text: str) -> float:
-    if not (found := _DISTANCE.fullmatch(text.strip())):
-        raise ValueError(f"a distance is a number with m or km behind it, as 800m, got {text!r}")
-    return float(found[1]) * (1000 if found[2] == "km" else 1)
-
-
-def _polygons(file: Path) -> bytes:
+    Raises:
+        ValueError: there are none, or it cannot be read.
+    """
     try:
         shape = shapely.from_geojson(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, shapely.errors.GEOSException) as error:
@@ -146,6 +137,20 @@ def _polygons(file: Path) -> bytes:
             f"{file}: needed longitude and latitude in degrees, found numbers from {west} to {east}, {south} to {north}"
         )
     return bytes(shapely.to_wkb(whole))
+
+
+def _position(text: str) -> tuple[float, float]:
+    try:
+        lat, lon = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"a position is latitude,longitude in degrees, got {text!r}") from error
+    return lat, lon
+
+
+def _distance_m(text: str) -> float:
+    if not (found := _DISTANCE.fullmatch(text.strip())):
+        raise ValueError(f"a distance is a number with m or km behind it, as 800m, got {text!r}")
+    return float(found[1]) * (1000 if found[2] == "km" else 1)
 
 
 def _time(text: str, *, end: bool) -> datetime:

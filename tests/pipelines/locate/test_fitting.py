@@ -80,12 +80,22 @@ def test_a_promise_is_kept_by_the_next_higher_one_that_was_proven_and_else_by_no
 
 def test_where_a_promise_was_not_proven_agreement_decides_and_the_probability_is_told():
     votes = [Vote(lat_deg=55.0, lon_deg=13.0, score=1.0, matches=30, local_score=0.5)]
-    model = ConfidenceFit(weights={"support": 1.0}, intercept=0.0, thresholds={"0.80": 0.9}, error_factor=2.0)
+    model = ConfidenceFit(weights={"support": 1.0}, intercept=0.0, thresholds={"0.80": 0.7}, error_factor=2.0)
 
     answer, plain = locate(votes, PositionConfig(), model), locate(votes, PositionConfig())
 
     assert (answer.lat_deg, answer.expected_error_m) == (plain.lat_deg, plain.expected_error_m)
     assert answer.probability == pytest.approx(0.7311, abs=1e-4)
+
+
+def test_who_asks_for_more_than_was_proven_is_given_no_more_answers_than_who_asks_for_less():
+    votes = [Vote(lat_deg=55.0, lon_deg=13.0, score=1.0, matches=30, local_score=0.5)]
+    model = ConfidenceFit(weights={"support": 1.0}, intercept=0.0, thresholds={"0.50": 0.1, "0.80": 0.9}, error_factor=2.0)
+
+    answer = locate(votes, PositionConfig(), model)
+
+    assert answer.lat_deg is None
+    assert answer.reason == "probability 0.73, and 0.90 is needed already for 80%, the most that the map has proven"
 
 
 def test_coverage_rises_as_the_level_falls():
