@@ -266,7 +266,7 @@ def _gps_values(statement: Statement, taken_at: datetime | None, order: str) -> 
     if taken_at is not None:
         seconds = (taken_at.second * 1000 + taken_at.microsecond // 1000, 1000)
         yield 0x07, RATIONAL, 3, rationals((taken_at.hour, 1), (taken_at.minute, 1), seconds)
-        yield 0x1D, ASCII, 11, taken_at.strftime("%Y:%m:%d\0").encode()
+        yield 0x1D, ASCII, 11, f"{taken_at:%Y:%m:%d}\0".encode()
     yield 0x12, ASCII, 7, b"WGS-84\0"
     method = b"ASCII\0\0\0" + statement.method.encode("ascii")
     yield 0x1B, UNDEFINED, len(method), method

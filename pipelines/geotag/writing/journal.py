@@ -102,29 +102,28 @@ class Journal:
         self.is_closed = any(isinstance(each, Ended | Undone) for each in records)
         self._journal, self._originals = journal, originals
 
-    def append(self, record: Record) -> None:
-        """Add a record; when this returns it will be found after any crash.
+    def append(self, *records: Record) -> None:
+        """Add records; when this returns they, and the originals kept so far, will be found after any crash.
 
         Raises:
-            StorageError: it could not be written; then nothing may be changed.
+            StorageError: they could not be written; then nothing that they say may be done.
         """
         with _explained(self.folder):
-            self._journal.write(msgspec.json.encode(record) + b"\n")
+            self._originals.flush()
+            os.fsync(self._originals.fileno())
+            self._journal.write(b"".join(msgspec.json.encode(record) + b"\n" for record in records))
             self._journal.flush()
             os.fsync(self._journal.fileno())
 
     def keep(self, original: bytes) -> int:
-        """Add bytes to the originals and say where they begin; they will be found after any crash.
+        """Add bytes to the originals and say where they begin.
 
         Raises:
-            StorageError: they could not be written; then nothing may be changed.
+            StorageError: they could not be written.
         """
         with _explained(self.folder):
             start = self._originals.seek(0, os.SEEK_END)
-            if original:
-                self._originals.write(original)
-                self._originals.flush()
-                os.fsync(self._originals.fileno())
+            self._originals.write(original)
             return start
 
     def original(self, change: Change) -> bytes:
@@ -225,6 +224,8 @@ def put_file(
 ) -> None:
     """Put bytes in the place of a file, whole or not at all. Its owner, where the system lets us, and extended attributes stay.
 
+    A crash may still bring the file before it back, until the folder is synced.
+
     Args:
         path: of the file, which need not be there.
         data: what shall be in it.
@@ -259,7 +260,6 @@ def put_file(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def look_at(path: Path) -> Seen | None:

@@ -82,6 +82,9 @@ def undo(folder: Path, *, force: bool = False) -> UndoSummary:
                 outcomes[_restore(change, journal, force=force)] += 1
             except (NotWritten, OSError) as error:
                 left.append(Left(file=change.path, reason=error.detail if isinstance(error, NotWritten) else str(error)))
+        for parent in {Path(path).parent for path in changes}:
+            if parent.is_dir():
+                sync_folder(parent)
     return UndoSummary(
         run=folder.name,
         restored=outcomes["restored"],
@@ -108,7 +111,6 @@ def _restore(change: Change, journal: Journal, *, force: bool) -> str:
         if look_at(path) != seen:
             raise NotWritten("changed", "somebody changed it at the same moment")
         path.unlink()
-        sync_folder(path.parent)
         return "removed"
     kept, rest = journal.original(change), found or b""
     before = kept + rest[len(rest) - change.shared_bytes :] if change.shared_bytes else kept

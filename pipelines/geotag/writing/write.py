@@ -1,8 +1,8 @@
 """geotags ▶ XMP sidecars, or EXIF in the photos themselves. `folio geotag --write`.
 
-One photo after another: look whether its file may be touched, make its new bytes and check them, and, unless this is a dry run,
-log the change (`journal`) and put them in place. A photo that cannot be written is left as it is, named with the reason, and the
-others go on. `writes.csv` says for every photo what became of it, or would.
+For a few photos at a time: look whether each file may be touched, make its new bytes and check them, and, unless this is a dry
+run, log the changes (`journal`) and put them in place. A photo that cannot be written is left as it is, named with the
+reason, and the others go on. `writes.csv` says for every photo what became of it, or would.
 """
 
 import csv
@@ -10,9 +10,9 @@ import io
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import msgspec
 
-from infra.observability import progress
+from infra.observability import progress_bar
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import read_table_facts
@@ -41,6 +41,7 @@ from pipelines.geotag.writing.journal import (
     put_file,
     runs_in,
     sha256,
+    sync_folder,
     temporary_of,
 )
 from pipelines.geotag.writing.statement import EXIF_NS, FOLIO_NS, NotWritten, Statement, statement_of
@@ -52,6 +53,9 @@ REPORT: Final = "writes.csv"
 SIDECAR, EXIF = "sidecar", "exif"
 PHOTO_STYLE, ADOBE_STYLE = "photo", "adobe"
 """Names of sidecars: IMG.JPG.xmp, which darktable, digiKam and exiftool users know; IMG.xmp, which Adobe's programs read."""
+
+BATCH: Final = 16
+"""Files that are logged at once, which saves waiting for the disk: a third of the time. Their new bytes are held in memory."""
 
 CREATED, CHANGED, LEFT = "created", "changed", "left"
 
@@ -156,7 +160,12 @@ def run_writing(request: WriteRequest, settings: Settings) -> WriteSummary:
             stopped = _unfinished(writes, begun)
             journal = stack.enter_context(opened_journal(stopped or new_journal(writes, begun)))
         writer = _Writer(request, facts.get("map_version"), journal, begun.run_id, _doubled(rows, request))
-        outcomes = [writer.write(row) for row in progress(rows, total=len(rows), unit="photo", description="write")]
+        outcomes: list[_Outcome] = []
+        with progress_bar(len(rows), unit="photo", description="write") as bar:
+            for start in range(0, len(rows), BATCH):
+                batch = rows[start : start + BATCH]
+                outcomes += writer.write(batch)
+                bar.update(len(batch))
         storage.put(REPORT, _as_csv(outcomes))
         if journal:
             journal.append(Ended())
@@ -175,7 +184,7 @@ def run_writing(request: WriteRequest, settings: Settings) -> WriteSummary:
 
 
 class _Writer:
-    """Writes one photo after another."""
+    """Writes photos, some at a time."""
 
     def __init__(
         self, request: WriteRequest, map_version: int | None, journal: Journal | None, run_id: str, doubled: frozenset[Path]
@@ -184,55 +193,85 @@ class _Writer:
         self._run_id = journal.folder.name if journal else run_id
         self._logged: dict[str, Change] = {change.path: change for change in journal.changes} if journal else {}
 
-    def write(self, row: dict[str, Any]) -> _Outcome:
-        """Write what is known of a photo, or say why not."""
-        about = {name: row[name] for name in ("uri", "status", "lat_deg", "lon_deg")}
-        file = ""
+    def write(self, rows: Sequence[dict[str, Any]]) -> list[_Outcome]:
+        """Write what is known of some photos, and say of each what became of it."""
+        prepared = [self._prepare(row) for row in rows]
+        if self._journal and any(each.change for each in prepared):
+            self._journal.append(*(each.change for each in prepared if each.change))
+        outcomes = [self._put(each) for each in prepared]
+        for folder in {each.target.parent for each in prepared if each.change}:
+            sync_folder(folder)
+        return outcomes
+
+    def _prepare(self, row: dict[str, Any]) -> "_Prepared":
+        """Make the new bytes of a photo's file and keep what it takes to have the old ones back, or say why not."""
+        outcome = _Outcome(**{name: row[name] for name in ("uri", "status", "lat_deg", "lon_deg")})
         try:
             statement = statement_of(row, map_version=self._map_version, run_id=self._run_id)
-            photo = _photo(row)
-            target = _target(photo, self._request)
-            file = str(target)
+            target = _target(_photo(row), self._request)
+            outcome = replace(outcome, file=str(target))
             if target in self._doubled:
                 detail = (
                     "it would belong to several photos; name sidecars after the whole name of the photo, without --sidecar-style"
                 )
                 raise NotWritten("several-photos", detail)
-            return _Outcome(**about, file=file, outcome=self._write(row, statement, target))
-        except NotWritten as left:
-            return _Outcome(**about, file=file, reason=left.code, detail=left.detail)
-        except OSError as error:
-            return _Outcome(**about, file=file, reason="failed", detail=f"{error.strerror or error}")
+            return self._made(row, statement, target, outcome)
+        except (NotWritten, OSError) as error:
+            return _Prepared(outcome=_left(outcome, error))
 
-    def _write(self, row: dict[str, Any], statement: Statement, target: Path) -> str:
+    def _made(self, row: dict[str, Any], statement: Statement, target: Path, outcome: _Outcome) -> "_Prepared":
         seen = look_at(target)
         _require_touchable(target, seen)
         before = target.read_bytes() if seen else b""
-        outcome = CHANGED if seen else CREATED
         logged = self._logged.get(str(target))
         if logged and seen and sha256(before) == logged.after_sha256:  # a run that goes on had come that far
-            return CREATED if logged.before_sha256 is None else CHANGED
+            return _Prepared(outcome=replace(outcome, outcome=CREATED if logged.before_sha256 is None else CHANGED))
         if not self._request.overwrite:
             _require_no_position(row, before, self._request)
         if self._request.kind == EXIF:
             after = with_position(before, statement, max_pixels=self._request.limits.max_pixels)
         else:
             after = merge(before if seen else EMPTY, statement.xmp())
+        outcome = replace(outcome, outcome=CHANGED if seen else CREATED)
         if self._journal is None:
-            return outcome
-        whole = self._request.kind == SIDECAR
-        change = change_of(target, seen, before, after, whole=whole, journal=self._journal)
-        self._journal.append(change)
-        put_file(
-            target,
-            after,
-            temporary=temporary_of(target, self._run_id),
-            seen=seen,
-            mode=change.mode,
-            # A photo is the same picture as before; programs that read sidecars look there for what is new.
-            mtime_ns=None if whole else change.mtime_ns,
-        )
-        return outcome
+            return _Prepared(outcome=outcome)
+        change = change_of(target, seen, before, after, whole=self._request.kind == SIDECAR, journal=self._journal)
+        return _Prepared(outcome=outcome, target=target, seen=seen, after=after, change=change)
+
+    def _put(self, prepared: "_Prepared") -> _Outcome:
+        """Put the new bytes in place, now that the change is logged."""
+        change = prepared.change
+        if change is None:
+            return prepared.outcome
+        try:
+            put_file(
+                prepared.target,
+                prepared.after,
+                temporary=temporary_of(prepared.target, self._run_id),
+                seen=prepared.seen,
+                mode=change.mode,
+                # A photo is the same picture as before; programs that read sidecars look there for what is new.
+                mtime_ns=change.mtime_ns if self._request.kind == EXIF else None,
+            )
+        except (NotWritten, OSError) as error:
+            return _left(prepared.outcome, error)
+        return prepared.outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prepared:
+    """A file that is to be changed, or, without a change, what became of it already."""
+
+    outcome: _Outcome
+    target: Path = Path()
+    seen: Seen | None = None
+    after: bytes = b""
+    change: Change | None = None
+
+
+def _left(outcome: _Outcome, error: NotWritten | OSError) -> _Outcome:
+    code, detail = (error.code, error.detail) if isinstance(error, NotWritten) else ("failed", error.strerror or str(error))
+    return replace(outcome, outcome=LEFT, reason=code, detail=detail)
 
 
 def _geotags(storage: Storage, out: str) -> tuple[list[dict[str, Any]], dict[str, Any], str]:

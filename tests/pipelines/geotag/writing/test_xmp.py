@@ -122,7 +122,9 @@ def test_packets_of_any_build_take_it(packet: bytes):
         pytest.param(DARKTABLE.decode().encode("utf-16"), id="UTF-16"),
         pytest.param(DARKTABLE.replace(b"UTF-8", b"latin-1").removeprefix(b"\xef\xbb\xbf"), id="latin-1"),
         pytest.param(b'<!DOCTYPE a [<!ENTITY b "c">]>' + EMPTY, id="entities"),
-        pytest.param(EMPTY.replace(b"</rdf:RDF>", b"</rdf:RDF>" + EMPTY[EMPTY.index(b"<rdf:RDF") : EMPTY.index(b"</x:")]), id="two"),
+        pytest.param(
+            EMPTY.replace(b"</rdf:RDF>", b"</rdf:RDF>" + EMPTY[EMPTY.index(b"<rdf:RDF") : EMPTY.index(b"</x:")]), id="two"
+        ),
         pytest.param(b"\xff\xd8\xff" * 100, id="no XML"),
     ],
 )
