@@ -18,7 +18,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
@@ -141,7 +141,7 @@ def new_journal(writes: Path, begun: Begun) -> Path:
     folder = writes / begun.run_id
     with _explained(folder):
         folder.mkdir(mode=0o700, parents=True)
-        for name in (JOURNAL, ORIGINALS):
+        for name in (ORIGINALS, JOURNAL):  # a folder is a run once it has a journal
             (folder / name).touch(mode=0o600)
         sync_folder(folder)
         sync_folder(writes)
@@ -160,14 +160,14 @@ def opened_journal(folder: Path) -> Iterator[Journal]:
         DamagedError: it is not what was written.
         WorkError: another process is at it.
     """
-    try:
-        journal, originals = (folder / JOURNAL).open("r+b"), (folder / ORIGINALS).open("r+b")
-    except OSError as error:
-        there = ", ".join(runs_in(folder.parent)) or "none"
-        raise CatalogError(
-            f"{folder}: no run that has written files. Nothing was changed. Runs in {folder.parent}: {there}"
-        ) from error
-    with journal, originals:
+    with ExitStack() as stack:
+        try:
+            journal, originals = (stack.enter_context((folder / name).open("r+b")) for name in (JOURNAL, ORIGINALS))
+        except OSError as error:
+            there = ", ".join(runs_in(folder.parent)) or "none"
+            raise CatalogError(
+                f"{folder}: no run that has written files. Nothing was changed. Runs in {folder.parent}: {there}"
+            ) from error
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

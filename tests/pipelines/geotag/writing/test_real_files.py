@@ -1,4 +1,4 @@
-"""Photos of real cameras, and files made to break readers: each is written and taken back, or refused by name, and none damaged."""
+"""Photos of real cameras, and files made to break readers: each is written and taken back, or refused by name; none damaged."""
 
 import csv
 import shutil
