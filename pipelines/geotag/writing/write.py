@@ -113,7 +113,7 @@ class WriteSummary(msgspec.Struct, frozen=True, kw_only=True):
             return [*lines, "nothing was written: this was a dry run. To write: the same with --no-dry-run"]
         if self.resumed:
             lines.insert(0, "going on with a run that had been stopped")
-        return [*lines, f"to take it back: folio geotag --undo {self.run}"] if self.run else lines
+        return [*lines, f"to take it back: folio geotag --undo {self.run}"] if self.created + self.changed else lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +222,9 @@ class _Writer:
     def _made(self, row: dict[str, Any], statement: Statement, target: Path, outcome: _Outcome) -> "_Prepared":
         seen = look_at(target)
         _require_touchable(target, seen)
+        limit = self._request.limits.max_bytes
+        if seen and seen.size_bytes > limit:
+            raise NotWritten("too-many-bytes", f"{target.name} has {seen.size_bytes:,} bytes, the limit is {limit:,}")
         before = target.read_bytes() if seen else b""
         logged = self._logged.get(str(target))
         if logged and seen and sha256(before) == logged.after_sha256:  # a run that goes on had come that far

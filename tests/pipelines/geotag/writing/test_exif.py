@@ -147,6 +147,22 @@ def test_any_position_is_read_back(lat_deg: float, lon_deg: float):
     assert found.lon_deg == pytest.approx(lon_deg, abs=2e-8)
 
 
+HEADER_BYTES = photo(gps=GPS).index(b"\xff\xda")
+
+
+@given(st.dictionaries(st.integers(2, HEADER_BYTES - 1), st.integers(0, 255), min_size=1, max_size=4))
+def test_damage_anywhere_in_the_metadata_costs_that_photo_at_most(flipped: dict[int, int]):
+    """Whatever is in it, it is written with its pixels as they were, or refused; nothing else is ever raised."""
+    before = bytearray(photo(gps=GPS))
+    for at, byte in flipped.items():
+        before[at] = byte
+    try:
+        after = with_position(bytes(before), said(), max_pixels=MAX_PIXELS)
+    except NotWritten:
+        return
+    assert after.endswith(scan(photo()))
+
+
 def with_segment(data: bytes, marker: int, payload: bytes, *, at: int = 2) -> bytes:
     return data[:at] + struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload + data[at:]
 
