@@ -13,6 +13,7 @@ what checks this. This way the metadata of those that are written stay as they a
 Source: EXIF 2.32 (CIPA DC-008), sections 4.5 and 4.6; MPF: CIPA DC-007.
 """
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -21,10 +22,12 @@ from datetime import datetime
 from itertools import takewhile
 from typing import Any, Final
 
+import numpy as np
 from PIL import ExifTags
 
 from pipelines.catalog.headers import format_of, open_header, quiet_pillow, read_exif, read_ifd
 from pipelines.catalog.photo_facts import PhotoFacts, photo_facts
+from pipelines.catalog.positions import position_problem
 from pipelines.geotag.writing.statement import NotWritten, Statement, exif_degrees, rational
 from pipelines.geotag.writing.xmp import EMPTY, merge
 from schemas.errors import PhotoError
@@ -86,12 +89,12 @@ def with_position(photo: bytes, statement: Statement, *, max_pixels: int) -> byt
 
 
 def has_position(photo: bytes, *, max_pixels: int) -> bool:
-    """Whether a photo says itself where it was taken.
+    """Whether a photo says itself where it was taken, be it that Folio wrote it there.
 
     Raises:
         NotWritten: it is no photo that can be read.
     """
-    return _facts(photo, max_pixels).lat_deg is not None
+    return _facts(photo, max_pixels).lat_deg is not None or _position(photo, max_pixels) is not None
 
 
 def _facts(photo: bytes, max_pixels: int) -> PhotoFacts:
@@ -298,6 +301,7 @@ def _check(before: bytes, after: bytes, statement: Statement, max_pixels: int) -
     """
     old, new = _split(before), _split(after)
     facts, found = _facts(before, max_pixels), _facts(after, max_pixels)
+    wanted = (statement.lat_deg, statement.lon_deg)
     problems = {
         "its pixels": new.rest == old.rest,
         "its other segments": [each.join() for each in old.segments if not each.is_changed]
@@ -307,10 +311,7 @@ def _check(before: bytes, after: bytes, statement: Statement, max_pixels: int) -
         ),
         "its other tags": _tags(before, max_pixels) == _tags(after, max_pixels),
         "its size": (found.width_px, found.height_px) == (facts.width_px, facts.height_px),
-        "its position": found.lat_deg is not None
-        and found.lon_deg is not None
-        and abs(found.lat_deg - statement.lat_deg) < TOLERANCE_DEG
-        and abs(found.lon_deg - statement.lon_deg) < TOLERANCE_DEG,
+        "its position": np.allclose(_position(after, max_pixels) or math.nan, wanted, rtol=0, atol=TOLERANCE_DEG),
     }
     if wrong := [what for what, right in problems.items() if not right]:
         raise NotWritten("damaged", f"writing would have changed {', '.join(wrong)} in a way it must not. Use sidecars")
@@ -320,6 +321,23 @@ def _after_mpf(segments: list[Segment]) -> list[Segment]:
     """Give the segments behind the list of further pictures, whose positions count from it."""
     first = next((number for number, each in enumerate(segments) if _is_mpf(each)), len(segments))
     return segments[first:]
+
+
+def _position(photo: bytes, max_pixels: int) -> tuple[float, float] | None:
+    """Read the GPS directory: latitude and longitude in degrees, whoever wrote them; None where there is no position."""
+    with quiet_pillow():
+        gps = read_ifd(read_exif(open_header(photo, max_pixels=max_pixels), photo), ExifTags.IFD.GPSInfo)
+    try:
+        lat_deg, lon_deg = (
+            sum(float(part) / 60**power for power, part in enumerate(gps[tag])) * (-1 if str(gps[ref])[:1] in "SW" else 1)
+            for tag, ref in (
+                (ExifTags.GPS.GPSLatitude, ExifTags.GPS.GPSLatitudeRef),
+                (ExifTags.GPS.GPSLongitude, ExifTags.GPS.GPSLongitudeRef),
+            )
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return None if position_problem(lat_deg, lon_deg) else (lat_deg, lon_deg)
 
 
 def _tags(photo: bytes, max_pixels: int) -> dict[str, dict[int, str]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from infra.settings import Settings
 from infra.storage import open_storage
@@ -53,6 +53,13 @@ def jpeg(shade: int = 120, **options: Any) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (32, 24), (shade % 256, shade // 256 % 256, 90)).save(data, "JPEG", **options)
     return data.getvalue()
+
+
+def position(photo: bytes) -> tuple[float, float]:
+    """What the GPS directory of a photo says, in degrees."""
+    gps = Image.open(io.BytesIO(photo)).getexif().get_ifd(ExifTags.IFD.GPSInfo)
+    lat_deg, lon_deg = (float(d) + float(m) / 60 + float(s) / 3600 for d, m, s in (gps[2], gps[4]))
+    return lat_deg * {"N": 1, "S": -1}[gps[1]], lon_deg * {"E": 1, "W": -1}[gps[3]]
 
 
 def content(folder: Path) -> dict[str, bytes]:
