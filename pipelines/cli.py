@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 import msgspec
@@ -16,6 +16,9 @@ import msgspec
 from infra.observability import configure_logging
 from infra.settings import S3_ENDPOINT, Settings, changed_environment
 from schemas.errors import FolioError
+
+if TYPE_CHECKING:
+    from pipelines.geotag.geotag import GeotagSummary
 
 REJECTED_EXIT: Final = 3
 
@@ -264,10 +267,41 @@ def query(map_url: str, photos: tuple[str, ...], as_json: bool, **options: Any) 
         sys.exit(1)
 
 
+WRITING = _options(
+    click.option(
+        "--format",
+        "formats",
+        multiple=True,
+        metavar="NAMES",
+        help="Also write geotags.csv, .gpx, .kml, Mapillary's or hloc's file: csv,gpx,kml,mapillary,hloc.",
+    ),
+    click.option(
+        "--write",
+        "kind",
+        type=click.Choice(["sidecar", "exif"]),
+        help="Write positions into XMP sidecars, or into the JPEGs themselves. A dry run, unless --no-dry-run.",
+    ),
+    click.option(
+        "--dry-run/--no-dry-run", default=True, help="With --write: say what would be written, or do it.  [default: say]"
+    ),
+    click.option("--overwrite", is_flag=True, help="With --write: also photos that have a position of their own."),
+    click.option(
+        "--sidecar-style",
+        "style",
+        type=click.Choice(["photo", "adobe"]),
+        default="photo",
+        help="Name sidecars IMG.JPG.xmp, or IMG.xmp as Adobe's programs do.  [default: photo]",
+    ),
+    click.option("--undo", "undone_run", metavar="RUN", help="Take back what a run has written, byte for byte, and stop."),
+    click.option("--force", is_flag=True, help="With --undo: also files that somebody has changed since."),
+)
+
+
 @main.command(cls=_Command, epilog="folio geotag s3://maps/lund holiday-photos/ --out holiday-geotags/")
-@MAP
-@click.argument("photos", metavar="ARCHIVE...", nargs=-1, required=True)
-@click.option("--out", required=True, metavar="DIR", help="Folder for the geotags and everything they rest on.")
+@click.argument("map_url", metavar="MAP", required=False)
+@click.argument("photos", metavar="ARCHIVE...", nargs=-1)
+@click.option("--out", metavar="DIR", help="Folder for the geotags and everything they rest on.")
+@WRITING
 @PRECISION
 @TOGETHER
 @PRIVATE
@@ -279,27 +313,89 @@ def query(map_url: str, photos: tuple[str, ...], as_json: bool, **options: Any) 
 @PREFECT
 @STRICT
 @JSON
-def geotag(out: str, precision: float, strict: bool, as_json: bool, prefect: bool, **options: Any) -> None:
+def geotag(
+    map_url: str | None,
+    photos: tuple[str, ...],
+    out: str | None,
+    formats: tuple[str, ...],
+    kind: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    style: str,
+    undone_run: str | None,
+    force: bool,
+    strict: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Say where each photo of an archive was taken, and write geotags.parquet and geotags.geojson to DIR.
 
-    Photos below the threshold are marked "unknown": no position is better than a wrong one. The photos are not changed. Stop it
-    at any time and run it again: what was answered is kept, and a second run answers only new photos.
+    Photos below the threshold are marked "unknown": no position is better than a wrong one. The photos are not changed, unless
+    --write says so; without MAP and ARCHIVE, --write and --format take what lies in DIR already. Stop it at any time and run it
+    again: what was answered is kept, and a second run answers only new photos.
     """
+    from pipelines.geotag.writing.exports import parse_formats, run_exports
+    from pipelines.geotag.writing.write import WriteRequest, run_writing
+
+    settings = _settings()
+    if undone_run is not None:
+        if map_url or formats or kind:
+            raise click.UsageError("--undo takes nothing but --out, --force and --json")
+        _undo(undone_run, out, force=force, as_json=as_json)
+        return
+    if out is None:
+        raise click.UsageError("--out DIR is missing")
+    if force:
+        raise click.UsageError("--force is for --undo")
+    if not kind and (not dry_run or overwrite or style != "photo"):
+        raise click.UsageError("--no-dry-run, --overwrite and --sidecar-style are for --write")
+    if map_url and not photos:
+        raise click.UsageError("ARCHIVE... is missing: the photos to geotag")
+    if not map_url and not (formats or kind):
+        raise click.UsageError("MAP and ARCHIVE... are missing. Without them, --format and --write take what lies in DIR")
+    try:
+        asked = parse_formats(formats)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+    summary = _geotag(map_url, photos, out, settings, **options) if map_url else None
+    exports = run_exports(out, asked, settings) if asked else None
+    request = WriteRequest(out=out, kind=kind, style=style, overwrite=overwrite, dry_run=dry_run) if kind else None
+    writing = run_writing(request, settings) if request else None
+    if as_json:
+        document = msgspec.to_builtins(summary) if summary else {"out": out}
+        _print_json({**document, **({"exports": exports} if exports else {}), **({"writing": writing} if writing else {})})
+    else:
+        _print_lines(line for part in (summary, exports, writing) if part for line in part.lines())
+    if strict and summary and summary.rejected:
+        sys.exit(REJECTED_EXIT)
+
+
+def _geotag(
+    map_url: str, photos: tuple[str, ...], out: str, settings: Settings, *, precision: float, prefect: bool, **options: Any
+) -> "GeotagSummary":
     from pipelines.geotag.geotag import GeotagRequest, run_geotag
     from pipelines.locate.position import PositionConfig
 
     if (options["use_track"] or options["time_offset_s"]) and not options["gpx"]:
         raise click.UsageError("--use-track and --time-offset are for --gpx")
-    settings = _settings()
-    request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **_with_prior(options))
+    position = PositionConfig(precision=precision)
+    request = GeotagRequest(map_url=map_url, photos=photos, out=out, position=position, **_with_prior(options))
     if prefect or settings.prefect_api_url:
         with changed_environment(PREFECT_ENVIRONMENT):
             from pipelines.geotag.flow import run_as_flow
 
-            summary = run_as_flow(request)
-    else:
-        summary = run_geotag(request, settings)
-    _finish(summary, summary.lines(), summary.rejected, as_json=as_json, strict=strict)
+            return run_as_flow(request)
+    return run_geotag(request, settings)
+
+
+def _undo(run: str, out: str | None, *, force: bool, as_json: bool) -> None:
+    from pipelines.geotag.writing.undo import run_folder, undo
+
+    summary = undo(run_folder(run, out), force=force)
+    _finish(summary, summary.lines(), {}, as_json=as_json, strict=False)
+    if summary.left:
+        sys.exit(1)
 
 
 @main.command(cls=_Command, epilog="folio evaluate s3://maps/lund queries/ --radius-m 25 --out lund-evaluation/")
