@@ -216,9 +216,16 @@ def query(map_url: str, photos: tuple[str, ...], as_json: bool, **options: Any) 
 
 
 @main.command(cls=_Command, epilog="folio geotag s3://maps/lund holiday-photos/ --out holiday-geotags/")
-@MAP
-@click.argument("photos", metavar="ARCHIVE...", nargs=-1, required=True)
+@click.argument("map_url", metavar="[MAP]", required=False)
+@click.argument("photos", metavar="[ARCHIVE...]", nargs=-1)
 @click.option("--out", required=True, metavar="DIR", help="Folder for the geotags and everything they rest on.")
+@click.option(
+    "--apply",
+    "decisions",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Apply what a person decided in DIR/review.html to the geotags of DIR, without MAP and ARCHIVE.",
+)
 @PRECISION
 @PRIOR
 @VERSION
@@ -228,7 +235,7 @@ def query(map_url: str, photos: tuple[str, ...], as_json: bool, **options: Any) 
 @PREFECT
 @STRICT
 @JSON
-def geotag(out: str, precision: float, strict: bool, as_json: bool, prefect: bool, **options: Any) -> None:
+def geotag(out: str, decisions: str | None, precision: float, strict: bool, as_json: bool, prefect: bool, **options: Any) -> None:
     """Say where each photo of an archive was taken, and write geotags.parquet and geotags.geojson to DIR.
 
     Photos below the threshold are marked "unknown": no position is better than a wrong one. The photos are not changed.
@@ -236,6 +243,13 @@ def geotag(out: str, precision: float, strict: bool, as_json: bool, prefect: boo
     from pipelines.geotag.geotag import GeotagRequest, run_geotag
     from pipelines.locate.position import PositionConfig
 
+    if decisions:
+        if options["map_url"]:
+            raise click.UsageError("--apply takes the geotags that lie in --out DIR, without MAP and ARCHIVE")
+        _apply(out, Path(decisions), as_json=as_json, strict=strict)
+        return
+    if not options["photos"]:
+        raise click.UsageError("MAP and ARCHIVE are needed, or --apply FILE for geotags that are there already")
     settings = _settings()
     request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **_with_prior(options))
     if prefect or settings.prefect_api_url:
@@ -282,14 +296,23 @@ def evaluate(radius_m: float, out: str, precision: float, strict: bool, as_json:
 @main.command(cls=_Command, epilog="folio report lund-evaluation/")
 @click.argument("directory", metavar="DIR")
 @click.option("--photos", metavar="ROOT", help="Where the photos are now, if they have moved since.")
-def report(directory: str, photos: str | None) -> None:
+@click.option(
+    "--review",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Doubtful photos that the review shows with pictures, about 100 kB each.",
+)
+def report(directory: str, photos: str | None, review: int) -> None:
     """Write DIR/report.html: the map, the numbers and example matches, in one page that works offline.
 
-    DIR is what `folio geotag` or `folio evaluate` wrote.
+    And DIR/review.html: the whole archive on a map, to look at what is doubtful and accept, correct or refuse it; `folio geotag
+    --apply` takes what the page saves. DIR is what `folio geotag` or `folio evaluate` wrote.
     """
     from pipelines.report.page import write_report
 
-    page = write_report(Path(directory), settings=_settings(), photos=photos)
+    page = write_report(Path(directory), settings=_settings(), photos=photos, review=review)
     click.echo(page)
 
 
@@ -672,6 +695,19 @@ def demo(directory: str) -> None:
 
     for line in run_demo(Path(directory), _settings()):
         click.echo(line)
+
+
+def _apply(out: str, decisions: Path, *, as_json: bool, strict: bool) -> None:
+    """Apply decisions, and write the report again where there is one: it shows geotags."""
+    from pipelines.geotag.decisions import apply_decisions
+
+    settings = _settings()
+    done = apply_decisions(out, decisions, settings)
+    if (Path(out) / "report.html").exists():
+        from pipelines.report.page import write_report
+
+        write_report(Path(out), settings=settings)
+    _finish(done, done.lines(), {"skipped": len(done.skipped)} if done.skipped else {}, as_json=as_json, strict=strict)
 
 
 def _build(*, as_json: bool, strict: bool, plan_only: bool, prices: str | None, prefect: bool, **options: Any) -> None:

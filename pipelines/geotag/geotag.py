@@ -21,6 +21,7 @@ from infra.tables import write_table
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.model import untrained_note
+from pipelines.geotag.decisions import with_decisions
 from pipelines.geotag.geojson import to_geojson
 from pipelines.locate.decide import locate, needed_probability
 from pipelines.locate.position import PositionConfig, Vote
@@ -95,8 +96,9 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
     clock = Stopwatch()
     with clock.stage("query"):
         answers = answer_catalog(worker, catalog, settings, request.limits, description="geotag")
-    geotags = make_geotags(answers, request.position)
-    write_results(open_storage(request.out, settings), answers, geotags)
+    storage = open_storage(request.out, settings)
+    geotags = with_decisions(make_geotags(answers, request.position), storage)
+    write_results(storage, answers, geotags)
     seconds = clock.seconds()["query"]
     statuses = Counter(geotags["status"].to_pylist())
     return GeotagSummary(
