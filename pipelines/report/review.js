@@ -234,7 +234,7 @@
 
   function fillButton(button, row) {
     const kind = kindNow(row);
-    const mark = element("b", kind, MARKS[kind]);
+    const mark = element("b", `is-${kind}`, MARKS[kind]);
     mark.title = kind;
     mark.setAttribute("role", "img");
     mark.setAttribute("aria-label", kind);
@@ -245,6 +245,7 @@
     button.replaceChildren(mark, name, element("span", "quiet", kind === "unknown" ? "" : sureness(row).toFixed(2)), folder);
     if (row === current) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
+    button.tabIndex = row === current ? 0 : -1; // one stop for Tab, however long the list
   }
 
   function fillList(start) {
@@ -254,6 +255,7 @@
     $("page").textContent = shown.length
       ? `${(start + 1).toLocaleString("en")} to ${stop.toLocaleString("en")} of ${shown.length.toLocaleString("en")}`
       : "no photo is of these kinds";
+    if (stop > start && !shown.slice(start, stop).includes(current)) $("list").querySelector("button").tabIndex = 0;
     $("earlier").disabled = start === 0;
     $("later").disabled = stop >= shown.length;
   }
@@ -296,7 +298,7 @@
     $("one").hidden = false;
     $("name").textContent = nameOf(row.uri);
     $("where").textContent = folderOf(row.uri);
-    $("badge").className = `badge ${kind}`;
+    $("badge").className = `badge is-${kind}`;
     $("badge").textContent = `${MARKS[kind]} ${said?.decision === "undo" ? "as it was found, once applied" : kind}`;
     $("reason").textContent = said ? "decided in this page" : row.reason ?? "";
     $("note").value = said?.note ?? "";
@@ -341,8 +343,9 @@
     const pair = element("div", "photos");
     pair.append(figure(shownOf.query, shownOf.query_regions, "asked", row.uri, ""));
     const away = shownOf.candidate_away_m;
-    const more = `cosine ${shownOf.cosine.toFixed(3)}${away > 25 ? ` · ${metres(away)} from the best position` : ""}`;
+    const more = shownOf.cosine === null ? "" : `cosine ${shownOf.cosine.toFixed(3)}${away > 25 ? ` · ${metres(away)} from the best position` : ""}`;
     pair.append(figure(shownOf.candidate, shownOf.candidate_regions, "found", shownOf.candidate_uri, more));
+    if (shownOf.cosine === null) return [pair];
     if (!shownOf.alternatives.length) return [pair, element("p", "quiet", "No candidate speaks for another place.")];
     const list = element("ol", "alternatives");
     list.append(...shownOf.alternatives.map((other, at) => {
@@ -361,7 +364,7 @@
     const made = element("figure");
     if (picture === null) {
       const gone = element("div", "frame gone");
-      gone.append(element("p", "", uri ? "This photo cannot be read." : "Its name was left out."));
+      gone.append(element("p", "", uri ? "This photo cannot be read." : "What was found is left out of these results."));
       made.append(gone);
     } else {
       const frame = element("div", "frame");
@@ -531,6 +534,12 @@
   $("later").addEventListener("click", () => fillList(Number($("list").dataset.start) + PAGE));
   $("save").addEventListener("click", save);
   $("load").addEventListener("change", (event) => event.target.files[0] && load(event.target.files[0]).then(() => { event.target.value = ""; }));
+  $("list").addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
+    event.preventDefault();
+    step(event.key === "ArrowDown" ? 1 : -1);
+    $("list").querySelector("[aria-current]")?.focus();
+  });
   $("whole").addEventListener("click", whole);
   $("cancel").addEventListener("click", () => { stopCorrecting(); $("correct").focus({ preventScroll: true }); });
   $("position").addEventListener("submit", (event) => { event.preventDefault(); useTyped(); });

@@ -79,7 +79,6 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """From the best position."""
     uri: str
     matches: int | None
-    cosine: float
     picture: Picture | None
 
 
@@ -89,10 +88,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     query: Picture | None
     candidate: Picture | None
     candidate_uri: str
-    """Empty: left out of the results."""
-    candidate_away_m: float
+    """Empty: left out of the results; then the two below are null."""
+    candidate_away_m: float | None
     """From the best position, which is what several candidates agree on."""
-    cosine: float
+    cosine: float | None
     query_regions: list[Region]
     candidate_regions: list[Region]
     alternatives: list[Alternative]
@@ -119,8 +118,10 @@ def render_review(
     """
     rows = gather_rows(geotags)
     shown = choose_doubtful(rows, evidence)
-    roots = dict(zip(geotags["query_id"].to_pylist(), geotags["root"].to_pylist(), strict=True))
-    found = results.filter(pc.is_in(results["query_id"], value_set=pa.array([row.id for row in shown], pa.string())))
+    wanted = pa.array([row.id for row in shown], pa.string())
+    found = results.filter(pc.is_in(results["query_id"], value_set=wanted))
+    lying = geotags.filter(pc.is_in(geotags["query_id"], value_set=wanted)).select(["query_id", "root", "matched_image_id"])
+    of = {row["query_id"]: row for row in lying.to_pylist()}
     counts = Counter(row.kind for row in rows)
     return render_offline(
         "review.html",
@@ -140,7 +141,17 @@ def render_review(
                 "fields": Row.__struct_fields__,
                 "rows": rows,
                 "coverage": _thinned_coverage(coverage),
-                "evidence": {row.id: show_evidence(row, found, roots[row.id], facts["grid_side"], photos) for row in shown},
+                "evidence": {
+                    row.id: show_evidence(
+                        row,
+                        found,
+                        photos,
+                        root=of[row.id]["root"],
+                        matched=of[row.id]["matched_image_id"],
+                        grid_side=facts["grid_side"],
+                    )
+                    for row in shown
+                },
             }
         ),
     )
@@ -198,42 +209,42 @@ def sureness(row: Row) -> float:
     return row.support if row.probability is None else row.probability
 
 
-def show_evidence(row: Row, results: pa.Table, root: str, grid_side: int, photos: Photos) -> Evidence:
+def show_evidence(row: Row, results: pa.Table, photos: Photos, *, root: str, matched: str | None, grid_side: int) -> Evidence:
     """Gather the pictures, matched regions and other places of one doubtful photo.
 
     Args:
         row: the photo.
-        results: candidates of it and of other photos; their names may be left out.
-        root: where its name starts.
-        grid_side: patches along one side of a photo.
+        results: candidates of it and of other photos. Where they were left out, it is shown alone.
         photos: where to read them.
+        root: where its name starts.
+        matched: image id of the candidate that the best position rests on; None: the first.
+        grid_side: patches along one side of a photo.
     """
     found = results.filter(pc.equal(results["query_id"], row.id)).sort_by("rank")
-    candidates = found.select(["uri", "root", "lat_deg", "lon_deg", "matches", "cosine"]).to_pylist()
+    candidates = found.select(["image_id", "uri", "root", "lat_deg", "lon_deg", "matches", "cosine"]).to_pylist()
     here = np.array([[row.best_lat, row.best_lon]], np.float64)
-    away_m = distance_m(np.repeat(here, len(found), axis=0), positions(found))
+    away_m = distance_m(np.repeat(here, len(found), axis=0), positions(found)).round(1).tolist()
+    best = next((at for at, candidate in enumerate(candidates) if candidate["image_id"] == matched), 0)
     query = show_photo(photos, row.uri, root, PHOTO_SIDE)
-    first: dict[str, Any] = candidates[0] if candidates else {"uri": "", "root": "", "cosine": 0.0}
-    candidate = _shown(photos, first, PHOTO_SIDE)
+    candidate = _shown(photos, candidates[best], PHOTO_SIDE) if candidates else None
     regions: tuple[list[Region], list[Region]] = ([], [])
-    if query and candidate:
+    if query and candidate and best == 0:  # patches are stored of the first alone
         regions = matched_regions(matched_patches(found), grid_side, query, candidate)
     return Evidence(
         query=query,
         candidate=candidate,
-        candidate_uri=first["uri"] or "",
-        candidate_away_m=float(away_m[0].round(1)) if candidates else float("nan"),
-        cosine=first["cosine"],
+        candidate_uri=candidates[best]["uri"] if candidates else "",
+        candidate_away_m=away_m[best] if candidates else None,
+        cosine=candidates[best]["cosine"] if candidates else None,
         query_regions=regions[0],
         candidate_regions=regions[1],
         alternatives=[
             Alternative(
                 lat=round(candidates[at]["lat_deg"], 7),
                 lon=round(candidates[at]["lon_deg"], 7),
-                away_m=float(away_m[at].round(1)),
-                uri=candidates[at]["uri"] or "",
+                away_m=away_m[at],
+                uri=candidates[at]["uri"],
                 matches=candidates[at]["matches"],
-                cosine=candidates[at]["cosine"],
                 picture=_shown(photos, candidates[at], THUMBNAIL_SIDE),
             )
             for at in distinct_places(np.concatenate([here, positions(found)]))

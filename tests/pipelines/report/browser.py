@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ PATIENCE_S = 60.0
 class Page:
     """One tab. What it logs and asks for is noted from the beginning."""
 
-    def __init__(self, socket: ClientConnection, session: str) -> None:
+    def __init__(self, socket: ClientConnection, session: str, saved: Path) -> None:
         self._socket = socket
         self._session = session
+        self.saved = saved
         self._sent = 0
         self.events: list[dict[str, Any]] = []
 
@@ -54,17 +55,19 @@ class Page:
         return done["result"].get("value")
 
     def wait_for(self, condition: str) -> None:
-        until = time.monotonic() + PATIENCE_S
-        while not self.run(f"Boolean({condition})"):
-            assert time.monotonic() < until, f"never came true: {condition}"
-            time.sleep(0.05)
+        wait_until(lambda: self.run(f"Boolean({condition})"), condition)
 
     def text(self, selector: str) -> str:
         return self.run(f"document.querySelector({json.dumps(selector)}).innerText")
 
     def press(self, key: str) -> None:
         """A key as a person presses it: it goes to whatever has the focus."""
-        known = {"Enter": ("Enter", 13, "\r"), "Escape": ("Escape", 27, ""), "Tab": ("Tab", 9, ""), " ": ("Space", 32, " ")}
+        known = {
+            "Enter": ("Enter", 13, "\r"),
+            "Escape": ("Escape", 27, ""),
+            "Tab": ("Tab", 9, ""),
+            "ArrowDown": ("ArrowDown", 40, ""),
+        }
         code, number, text = known.get(key, (f"Key{key.upper()}", ord(key.upper()[0]), key))
         pressed = {"key": key, "code": code, "windowsVirtualKeyCode": number}
         self.command("Input.dispatchKeyEvent", type="keyDown", **pressed, **({"text": text} if text else {}))
@@ -76,12 +79,23 @@ class Page:
 
     def click(self, selector: str, *, right: float = 0.5, down: float = 0.5) -> None:
         """Click into an element, at shares of its width and height."""
-        box = self.run(
+        box = self._box(selector)
+        self._click(box[0] + right * box[2], box[1] + down * box[3])
+
+    def click_at(self, selector: str, x: float, y: float) -> None:
+        """Click into an element, at pixels from its upper left corner."""
+        box = self._box(selector)
+        self._click(box[0] + x, box[1] + y)
+
+    def _box(self, selector: str) -> list[float]:
+        return self.run(
             f"(() => {{ const found = document.querySelector({json.dumps(selector)}); found.scrollIntoView({{block: 'center'}});"
             "const {x, y, width, height} = found.getBoundingClientRect(); return [x, y, width, height]; })()"
         )
-        at = {"x": box[0] + right * box[2], "y": box[1] + down * box[3], "button": "left", "clickCount": 1}
-        self.command("Input.dispatchMouseEvent", type="mouseMoved", x=at["x"], y=at["y"])
+
+    def _click(self, x: float, y: float) -> None:
+        at = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        self.command("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         self.command("Input.dispatchMouseEvent", type="mousePressed", **at)
         self.command("Input.dispatchMouseEvent", type="mouseReleased", **at)
 
@@ -114,6 +128,13 @@ class Page:
         return [url for url in urls if not url.startswith(("data:", "blob:"))]
 
 
+def wait_until(happens: Callable[[], bool], what: str = "") -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not happens():
+        assert time.monotonic() < until, f"never came true: {what}"
+        time.sleep(0.05)
+
+
 @contextmanager
 def browser(folder: Path) -> Iterator[Page]:
     """Start Chromium with a profile below `folder`; what pages save lies in `folder/saved`."""
@@ -137,11 +158,8 @@ def browser(folder: Path) -> Iterator[Page]:
 
 
 def _address(file: Path, process: subprocess.Popen[bytes]) -> str:
-    until = time.monotonic() + PATIENCE_S
-    while not (file.exists() and len(file.read_text().split()) == 2):
-        assert process.poll() is None, "Chromium ended"
-        assert time.monotonic() < until, "Chromium did not start"
-        time.sleep(0.05)
+    wait_until(lambda: process.poll() is not None or (file.exists() and len(file.read_text().split()) == 2), "Chromium starts")
+    assert process.poll() is None, "Chromium ended"
     port, path = file.read_text().split()
     return f"ws://127.0.0.1:{port}{path}"
 
@@ -155,7 +173,7 @@ def _first_page(socket: ClientConnection, saved: Path) -> Page:
 
     ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
     target = ask("Target.createTarget", url="about:blank")["targetId"]
-    page = Page(socket, ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+    page = Page(socket, ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"], saved)
     for domain in ("Page", "Runtime", "Log", "Network"):
         page.command(f"{domain}.enable")
     return page
