@@ -495,6 +495,7 @@
     if (correcting) {
       $("typed").value = degrees(unproject(x, y));
       hint("From the map. Click again to move it.");
+      $("use").focus({ preventScroll: true }); // not the field: a phone would open its keyboard
       return;
     }
     const pixel = (plot.x_range.end - plot.x_range.start) / plot.inner_width;

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float64
 
-from pipelines.report.answers import distance_m, positions
+from pipelines.report.answers import distance_m, is_known, positions
 from pipelines.report.examples import THUMBNAIL_SIDE, Photos, matched_patches, show_photo
 from pipelines.report.map_plot import MAX_DRAWN, review_map
 from pipelines.report.offline import as_data, render_offline
@@ -161,7 +161,7 @@ def gather_rows(geotags: pa.Table) -> list[Row]:
     """Say how each photo stands, in the order of the geotags; exact copies are counted with the photo they follow."""
     own = geotags.filter(pc.is_null(geotags["duplicate_of"]))
     copies = Counter(geotags["duplicate_of"].drop_null().to_pylist())
-    given, best, known = positions(own), _places(own, "best"), _places(own, "known")
+    given, best, known = _places(own, ""), _places(own, "best_"), _places(own, "known_")
     there = np.where(np.isfinite(given), given, best)
     off_m = distance_m(known, there)
     columns = ["query_id", "uri", "status", "expected_error_m", "best_error_m", "probability", "support", "matches", "reason"]
@@ -274,8 +274,11 @@ def _shown(photos: Photos, candidate: dict[str, Any], long_side: int) -> Picture
 
 
 def _places(geotags: pa.Table, which: str) -> Float64[np.ndarray, "n 2"]:
-    names = [f"{which}_lat_deg", f"{which}_lon_deg"]
-    return positions(geotags.select(names).rename_columns(["lat_deg", "lon_deg"]))
+    """Rows of lat_deg, lon_deg; NaN in both where either is missing."""
+    names = [f"{which}lat_deg", f"{which}lon_deg"]
+    places = positions(geotags.select(names).rename_columns(["lat_deg", "lon_deg"])).copy()
+    places[~is_known(places)] = np.nan
+    return places
 
 
 def _thinned_coverage(coverage: pa.Table | None) -> list[tuple[float, float]]:
