@@ -302,7 +302,7 @@ def evaluate(radius_m: float, out: str, precision: float, strict: bool, as_json:
     default=100,
     show_default=True,
     metavar="N",
-    help="Doubtful photos that the review shows with pictures, about 100 kB each.",
+    help="Photos that the review shows with pictures, the doubtful ones first; about 100 kB each.",
 )
 def report(directory: str, photos: str | None, review: int) -> None:
     """Write DIR/report.html: the map, the numbers and example matches, in one page that works offline.

@@ -47,7 +47,7 @@ def write_report(
         settings: how to reach photos in a bucket.
         photos: where the photos are now, in place of the roots that the tables name. A photo that cannot be read is a grey box.
         examples: queries to show with their photos; each adds about 150 kB.
-        review: doubtful photos that `review.html` shows with their pictures; each adds about 100 kB.
+        review: photos that `review.html` shows with pictures, the doubtful ones first; each adds about 100 kB.
         title: heading of the report.
 
     Returns:

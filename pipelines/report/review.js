@@ -9,7 +9,6 @@
     confident: "●", doubtful: "▲", unknown: "■", interpolated: "◆", accepted: "⊕", corrected: "★", refused: "✕",
   };
   const DONE = { accept: "accepted", correct: "corrected", refuse: "refused" };
-  const WORTH = ["doubtful", "confident", "interpolated", "unknown", "accepted", "corrected", "refused"];
   const PAGE = 100; // photos in the list at once
   const KEY = `folio-decisions ${location.pathname}`;
   const $ = (id) => document.getElementById(id);
@@ -203,11 +202,8 @@
     return made;
   };
 
-  const ORDERS = {
-    worth: (a, b) => {
-      const kind = WORTH.indexOf(a.kind) - WORTH.indexOf(b.kind);
-      return kind || (a.kind === "doubtful" ? sureness(b) - sureness(a) : sureness(a) - sureness(b));
-    },
+  const ORDERS = { // "worth" is how they come
+    worth: () => 0,
     least: (a, b) => sureness(a) - sureness(b),
     surest: (a, b) => sureness(b) - sureness(a),
     name: (a, b) => (a.uri < b.uri ? -1 : 1),
@@ -337,34 +333,34 @@
   function evidence(row) {
     const shownOf = data.evidence[row.id];
     if (shownOf === undefined) {
-      const why = kindNow(row) === "unknown" ? "Nothing was found for this photo." : "There are no pictures of this photo in this page.";
-      return [element("p", "quiet", why)];
+      return [element("p", "quiet", "There are no pictures of this photo in this page.")];
     }
     const pair = element("div", "photos");
     pair.append(figure(shownOf.query, shownOf.query_regions, "asked", row.uri, ""));
     const away = shownOf.candidate_away_m;
-    const more = shownOf.cosine === null ? "" : `cosine ${shownOf.cosine.toFixed(3)}${away > 25 ? ` · ${metres(away)} from the best position` : ""}`;
-    pair.append(figure(shownOf.candidate, shownOf.candidate_regions, "found", shownOf.candidate_uri, more));
+    const none = found(row) === null ? "Nothing was found." : "What was found is left out of these results.";
+    const more = shownOf.cosine === null ? "" : `cosine ${shownOf.cosine.toFixed(3)}${away > 25 ? ` · ${metres(away)} from the position` : ""}`;
+    pair.append(figure(shownOf.candidate, shownOf.candidate_regions, "found", shownOf.candidate_uri, more, none));
     if (shownOf.cosine === null) return [pair];
     if (!shownOf.alternatives.length) return [pair, element("p", "quiet", "No candidate speaks for another place.")];
     const list = element("ol", "alternatives");
     list.append(...shownOf.alternatives.map((other, at) => {
       const item = element("li");
-      const detail = `${metres(other.away_m)} away${other.matches === null ? "" : ` · ${other.matches} matches`}`;
+      const detail = [other.away_m === null ? "" : `${metres(other.away_m)} away`, other.matches === null ? "" : `${other.matches} matches`];
       const take = element("button", "", `Take place ${at + 1}`);
       take.type = "button";
       take.addEventListener("click", () => decide("correct", [other.lat, other.lon]));
-      item.append(figure(other.picture, [], String(at + 1), other.uri && nameOf(other.uri), detail), take);
+      item.append(figure(other.picture, [], String(at + 1), other.uri && nameOf(other.uri), detail.filter(Boolean).join(" · ")), take);
       return item;
     }));
     return [pair, element("h3", "", "Other places"), list];
   }
 
-  function figure(picture, regions, label, uri, more) {
+  function figure(picture, regions, label, uri, more, none = "") {
     const made = element("figure");
     if (picture === null) {
       const gone = element("div", "frame gone");
-      gone.append(element("p", "", uri ? "This photo cannot be read." : "What was found is left out of these results."));
+      gone.append(element("p", "", uri ? "This photo cannot be read." : none));
       made.append(gone);
     } else {
       const frame = element("div", "frame");

@@ -1,9 +1,8 @@
-"""Make review.html: the photos of an archive on a map and in a list, and what speaks for the positions of the doubtful ones.
+"""Make review.html: the photos of an archive on a map and in a list, and what speaks for their positions.
 
 A person accepts, corrects or refuses positions in the page and saves a file that `folio geotag --apply` takes. What the page
-knows is gathered here as JSON; `review.js` shows it, `review.html` is how it looks. Pictures are made for the doubtful photos
-that are most likely right, since a look is worth most there. When these are decided and applied, the page that is written then
-has pictures of the next ones.
+knows is gathered here as JSON; `review.js` shows it, `review.html` is how it looks. Pictures are made of the photos that are
+most worth a look. When these are decided and applied, the page that is written then has pictures of the next ones.
 """
 
 from collections import Counter
@@ -75,22 +74,22 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
 
     lat: float
     lon: float
-    away_m: float
-    """From the best position."""
+    away_m: float | None
+    """From the position; null: there is none."""
     uri: str
     matches: int | None
     picture: Picture | None
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What speaks for and against the position of one photo."""
+    """What speaks for and against the position of one photo. "The position" is the one given, or else the best one."""
 
     query: Picture | None
     candidate: Picture | None
     candidate_uri: str
     """Empty: left out of the results; then the two below are null."""
     candidate_away_m: float | None
-    """From the best position, which is what several candidates agree on."""
+    """From the position, which is what several candidates agree on."""
     cosine: float | None
     query_regions: list[Region]
     candidate_regions: list[Region]
@@ -114,10 +113,10 @@ def render_review(
         coverage: photos of the map, light dots; None: no dots.
         photos: where to read the photos that are shown.
         facts: of the results.
-        evidence: doubtful photos that are shown with pictures, each about 100 kB.
+        evidence: photos that are shown with pictures, each about 100 kB.
     """
     rows = gather_rows(geotags)
-    shown = choose_doubtful(rows, evidence)
+    shown = rows[:evidence]
     wanted = pa.array([row.id for row in shown], pa.string())
     found = results.filter(pc.is_in(results["query_id"], value_set=wanted))
     lying = geotags.filter(pc.is_in(geotags["query_id"], value_set=wanted)).select(["query_id", "root", "matched_image_id"])
@@ -158,14 +157,14 @@ def render_review(
 
 
 def gather_rows(geotags: pa.Table) -> list[Row]:
-    """Say how each photo stands, in the order of the geotags; exact copies are counted with the photo they follow."""
+    """Say how each photo stands, in the order of what a look is worth; exact copies are counted with the photo they follow."""
     own = geotags.filter(pc.is_null(geotags["duplicate_of"]))
     copies = Counter(geotags["duplicate_of"].drop_null().to_pylist())
     given, best, known = _places(own, ""), _places(own, "best_"), _places(own, "known_")
     there = np.where(np.isfinite(given), given, best)
     off_m = distance_m(known, there)
     columns = ["query_id", "uri", "status", "expected_error_m", "best_error_m", "probability", "support", "matches", "reason"]
-    return [
+    rows = [
         Row(
             id=row["query_id"],
             uri=row["uri"],
@@ -187,6 +186,7 @@ def gather_rows(geotags: pa.Table) -> list[Row]:
         )
         for at, row in enumerate(own.select(columns).to_pylist())
     ]
+    return sorted(rows, key=worth)
 
 
 def kind_of(status: str, *, found: bool) -> Kind:
@@ -198,10 +198,19 @@ def kind_of(status: str, *, found: bool) -> Kind:
     return Kind(status)
 
 
-def choose_doubtful(rows: list[Row], count: int) -> list[Row]:
-    """Choose the doubtful photos that are shown with pictures: the surest first, equal ones by id."""
-    doubtful = [row for row in rows if row.kind == Kind.DOUBTFUL]
-    return sorted(doubtful, key=lambda row: (-sureness(row), row.id))[:count]
+def worth(row: Row) -> tuple[int, float, str]:
+    """Sort photos by what a look at them is worth.
+
+    The doubtful first, from the surest on: most of those are accepted. Then positions far from the one that the photo itself
+    tells, the farthest first; then the least sure of the others, what was not found, and what was decided by hand.
+    """
+    if row.kind == Kind.DOUBTFUL:
+        return 0, -sureness(row), row.id
+    if row.kind in (Kind.CONFIDENT, Kind.INTERPOLATED):
+        off_m = row.known_off_m or 0.0
+        contradicted = off_m > max(DISTINCT_M, row.error_m or 0.0)
+        return (1, -off_m, row.id) if contradicted else (2, sureness(row), row.id)
+    return (3 if row.kind == Kind.UNKNOWN else 4), sureness(row), row.id
 
 
 def sureness(row: Row) -> float:
@@ -210,19 +219,20 @@ def sureness(row: Row) -> float:
 
 
 def show_evidence(row: Row, results: pa.Table, photos: Photos, *, root: str, matched: str | None, grid_side: int) -> Evidence:
-    """Gather the pictures, matched regions and other places of one doubtful photo.
+    """Gather the pictures, matched regions and other places of one photo.
 
     Args:
         row: the photo.
         results: candidates of it and of other photos. Where they were left out, it is shown alone.
         photos: where to read them.
         root: where its name starts.
-        matched: image id of the candidate that the best position rests on; None: the first.
+        matched: image id of the candidate that the position rests on; None: the first.
         grid_side: patches along one side of a photo.
     """
     found = results.filter(pc.equal(results["query_id"], row.id)).sort_by("rank")
     candidates = found.select(["image_id", "uri", "root", "lat_deg", "lon_deg", "matches", "cosine"]).to_pylist()
-    here = np.array([[row.best_lat, row.best_lon]], np.float64)
+    place = (row.best_lat, row.best_lon) if row.lat is None else (row.lat, row.lon)
+    here = np.array([place], np.float64)
     away_m = distance_m(np.repeat(here, len(found), axis=0), positions(found)).round(1).tolist()
     best = next((at for at, candidate in enumerate(candidates) if candidate["image_id"] == matched), 0)
     query = show_photo(photos, row.uri, root, PHOTO_SIDE)
@@ -256,7 +266,7 @@ def distinct_places(places: Float64[np.ndarray, "n 2"]) -> list[int]:
     """Choose the next places that are neither the first nor one another.
 
     Args:
-        places: rows of lat_deg, lon_deg: the best position, then those of the candidates, best first.
+        places: rows of lat_deg, lon_deg: the position, NaN for none, then those of the candidates, best first.
 
     Returns:
         Candidates, 0 is the first of them.
@@ -264,7 +274,7 @@ def distinct_places(places: Float64[np.ndarray, "n 2"]) -> list[int]:
     chosen = [0]
     for at in range(1, len(places)):
         near = distance_m(places[chosen], np.repeat(places[at : at + 1], len(chosen), axis=0))
-        if len(chosen) <= ALTERNATIVES and near.min() > DISTINCT_M:
+        if len(chosen) <= ALTERNATIVES and not (near <= DISTINCT_M).any():
             chosen.append(at)
     return [at - 1 for at in chosen[1:]]
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from pipelines.report.page import write_report
-from pipelines.report.review import Kind, choose_doubtful, distinct_places, gather_rows, kind_of
+from pipelines.report.review import Kind, distinct_places, gather_rows, kind_of
+from schemas.geotags import GEOTAGS
 from schemas.images import image_id
 from tests.pipelines.report.archives import geotags, write_review
 from tests.pipelines.report.results_folders import CASES, SETTINGS, write_results_folder
@@ -73,7 +76,7 @@ def test_a_known_position_is_compared_with_what_was_found(data: dict[str, Any]):
     assert rows["free.png"]["known_off_m"] is None
 
 
-def test_a_doubtful_photo_is_shown_beside_its_candidate_with_matched_regions_and_other_places(data: dict[str, Any]):
+def test_a_photo_is_shown_beside_its_candidate_with_matched_regions_and_other_places(data: dict[str, Any]):
     shown = data["evidence"][image_id("wrong.png")]
 
     assert shown["query"]["uri"].startswith("data:image/jpeg;base64,")
@@ -83,11 +86,25 @@ def test_a_doubtful_photo_is_shown_beside_its_candidate_with_matched_regions_and
     assert [(other["uri"], round(other["away_m"])) for other in shown["alternatives"]] == [("map-2.png", 1101)]
 
 
-def test_pictures_are_made_for_as_many_as_asked_for_the_surest_first(tmp_path: Path):
+def test_photos_come_in_the_order_of_what_a_look_is_worth_and_the_first_have_pictures(tmp_path: Path):
+    """The doubtful from the surest on, then what is given, then what was not found."""
     page = write_review(tmp_path, review=2)
 
+    assert list(rows_of(data_of(page))) == ["wrong.png", "thin.png", "free.png", "strong.png", "lost.png"]
     assert list(data_of(page)["evidence"]) == [image_id("wrong.png"), image_id("thin.png")]
-    assert "--review 3" in page.read_text(encoding="utf-8")  # how to get those of all
+    assert "--review 4" in page.read_text(encoding="utf-8")  # how to get more
+
+
+def test_what_the_photo_itself_contradicts_comes_before_what_is_merely_less_sure():
+    """0.0003° of latitude is 33.4 m, more than the 20 m that were expected and the 25 m that count as the same place."""
+    table = geotags(Path("/nowhere"), "", redacted=False, cases=CASES)
+    given = table.filter(pc.equal(table["uri"], "strong.png")).to_pylist()[0]
+    rows = [
+        given | {"query_id": name, "probability": sure, "known_lat_deg": given["lat_deg"] + off}
+        for name, sure, off in [("sure", 0.99, 0.0), ("far", 0.99, 0.0004), ("farther", 0.99, -0.0005), ("less", 0.7, 0.0002)]
+    ]
+
+    assert [row.id for row in gather_rows(pa.Table.from_pylist(rows, GEOTAGS))] == ["farther", "far", "less", "sure"]
 
 
 def test_no_pictures_make_a_small_page_that_still_holds_every_photo(tmp_path: Path):
@@ -99,13 +116,22 @@ def test_no_pictures_make_a_small_page_that_still_holds_every_photo(tmp_path: Pa
 
 
 def test_without_probabilities_the_share_that_agrees_says_how_sure():
-    rows = gather_rows(
-        geotags(Path("/nowhere"), "", redacted=False, cases=CASES)
-        .drop_columns(["probability"])
-        .append_column("probability", [[None] * 6])
-    )
+    table = geotags(Path("/nowhere"), "", redacted=False, cases=CASES)
+    doubtful = table.filter(pc.equal(table["reason"], "too little agrees")).to_pylist()[:2]
+    rows = [
+        row | {"query_id": name, "probability": None, "support": support}
+        for row, name, support in zip(doubtful, "ab", (0.3, 0.4), strict=True)
+    ]
 
-    assert [row.uri for row in choose_doubtful(rows, 2)] == sorted(["thin.png", "wrong.png", "free.png"], key=image_id)[:2]
+    assert [row.id for row in gather_rows(pa.Table.from_pylist(rows, GEOTAGS))] == ["b", "a"]
+
+
+def test_of_a_photo_that_was_not_found_only_the_photo_is_shown(data: dict[str, Any]):
+    """So that a person who knows the place can say it. Its candidates had nothing in common with it, yet are what was nearest."""
+    shown = data["evidence"][image_id("lost.png")]
+
+    assert shown["query"] is not None
+    assert {other["away_m"] for other in shown["alternatives"]} == {None}
 
 
 def test_results_whose_names_were_left_out_show_the_photo_alone(tmp_path: Path):

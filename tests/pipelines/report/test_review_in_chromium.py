@@ -30,16 +30,15 @@ def review(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def page(tab: Page, review: Path) -> Page:
+def page(tab: Page, review: Path) -> Iterator[Page]:
     """The page as it is opened for the first time."""
     open_new(tab, review)
-    return tab
+    yield tab
+    tab.run("localStorage.clear()")
 
 
 def open_new(tab: Page, review: Path) -> None:
     tab.resize(1200, 900)
-    tab.open(review)
-    tab.run("localStorage.clear()")
     tab.events.clear()
     tab.open(review)
     tab.wait_for("Bokeh.documents[0]?.get_model_by_name('confident').data.x.length")
