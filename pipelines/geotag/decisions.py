@@ -142,6 +142,12 @@ def with_decisions(geotags: pa.Table, storage: Storage) -> pa.Table:
     return _with_rows(geotags, decided)
 
 
+def by_hand_note(geotags: pa.Table) -> list[str]:
+    """Say how many of the geotags of a run are by hand."""
+    photos = len(geotags.filter(pc.is_in(geotags["status"], value_set=BY_HAND)))
+    return [f"{photos:,} photos were decided by hand before, and stay so ({KEPT})"] if photos else []
+
+
 def _stored(storage: Storage) -> tuple[pa.Table, dict[str, Any]]:
     try:
         geotags, facts = read_table_facts(storage, "geotags.parquet", kind="geotags")

@@ -21,7 +21,7 @@ from infra.tables import write_table
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.model import untrained_note
-from pipelines.geotag.decisions import with_decisions
+from pipelines.geotag.decisions import by_hand_note, with_decisions
 from pipelines.geotag.geojson import to_geojson
 from pipelines.locate.decide import locate, needed_probability
 from pipelines.locate.position import PositionConfig, Vote
@@ -116,6 +116,7 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
             *_moved_on(answers.versions),
             *_degraded(answers.without_features),
             *_unproven(answers, request.position),
+            *by_hand_note(geotags),
         ],
     )
 

@@ -93,6 +93,30 @@ def test_what_is_decided_in_the_page_becomes_the_geotags(geotagged: Path, folio:
         page.wait_for("document.getElementById('said').textContent.startsWith('3 decisions loaded')")
         assert page.text("#count") == "0 decided"  # all of them are applied already
 
+        page.run("document.querySelectorAll('[name=kind]:not([value=corrected])').forEach((box) => box.click())")
+        page.click("#list button")
+        page.press("u")
+        page.click("#save")
+        undone = tmp_path / "again" / "saved" / "decisions.json"
+        wait_until(undone.exists)
+
+    assert folio("geotag", "--out", geotagged, "--apply", undone, "--json").json()["undone"] == 1
+    assert geotags_of(geotagged)[decided["corrected"]] == before[decided["corrected"]]
+
+
+def test_a_later_run_keeps_what_was_decided(geotagged: Path, city: City, folio: Callable[..., Ran], tmp_path: Path) -> None:
+    """Its search finds the same again, and the person still knows better."""
+    row = next(iter(geotags_of(geotagged).values()))
+    said = {"query_id": row["query_id"], "uri": row["uri"], "decision": "correct", "lat_deg": 1.5, "lon_deg": 2.5}
+    (tmp_path / "decisions.json").write_text(json.dumps({"format_version": 1, "decisions": [said]}))
+    assert folio("geotag", "--out", geotagged, "--apply", tmp_path / "decisions.json").code == 0
+
+    ran = folio("geotag", city.map, Path(row["root"]) / "archive0", "--out", geotagged)
+
+    assert "decided by hand before" in ran.out
+    after = geotags_of(geotagged)[row["query_id"]]
+    assert (after["status"], after["lat_deg"], after["lon_deg"]) == ("corrected", 1.5, 2.5)
+
 
 def test_apply_needs_no_map_and_a_search_does(geotagged: Path, folio: Callable[..., Ran], tmp_path: Path) -> None:
     (tmp_path / "decisions.json").write_text(json.dumps({"format_version": 1, "decisions": [{"query_id": "x", "uri": "x.jpg"}]}))

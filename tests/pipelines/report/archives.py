@@ -28,13 +28,28 @@ PROBABILITY = {"strong": 0.97, "thin": 0.4, "wrong": 0.6, "free": 0.2, "lost": 0
 FACTS_TRAINED = FACTS | {"trained": True}
 
 
-def write_archive(folder: Path, *, prefix: str = "", redacted: bool = False, cases: list[Case] = CASES) -> None:
-    """Write the tables and photos of the archive."""
-    write_results_folder(folder, prefix=prefix, trained=True, cases=cases, without=("metrics",))
+def write_archive(
+    folder: Path, *, prefix: str = "", redacted: bool = False, at_date_line: bool = False, cases: list[Case] = CASES
+) -> None:
+    """Write the tables and photos of the archive.
+
+    Args:
+        folder: where to.
+        prefix: put before the name of each photo.
+        redacted: leave out what would name photos of the map.
+        at_date_line: put strong.png 36 m west of the date line and the others 36 m east of it, on a map without dots.
+        cases: the photos.
+    """
+    without = ("metrics", "coverage") if at_date_line else ("metrics",)
+    write_results_folder(folder, prefix=prefix, trained=True, cases=cases, without=without)
     storage = open_storage(str(folder), SETTINGS)
-    write_table(
-        storage, "geotags.parquet", geotags(folder, prefix, redacted=redacted, cases=cases), kind="geotags", facts=FACTS_TRAINED
-    )
+    table = geotags(folder, prefix, redacted=redacted, cases=cases)
+    if at_date_line:
+        sure = pc.equal(table["status"], "answered")
+        for name, east in (("lon_deg", None), ("best_lon_deg", -179.9995)):
+            moved = pc.if_else(sure, pa.scalar(179.9995), pa.scalar(east, pa.float64()))
+            table = table.set_column(table.schema.get_field_index(name), name, moved)
+    write_table(storage, "geotags.parquet", table, kind="geotags", facts=FACTS_TRAINED)
     if redacted:
         results = read_table(storage, "results.parquet", kind="results")
         write_table(storage, "results.parquet", results.slice(0, 0), kind="results", facts=FACTS_TRAINED)
@@ -49,9 +64,8 @@ def write_review(folder: Path, *, review: int = 100, **archive: Any) -> Path:
 
 def geotags(folder: Path, prefix: str, *, redacted: bool, cases: list[Case]) -> pa.Table:
     rows = [_row(folder, prefix + name, matches, known, redacted) for name, matches, _, _, known in cases]
-    rows += [
-        {**row, "query_id": "copy", "uri": "copy.png", "duplicate_of": row["query_id"]} for row in rows if "thin" in row["uri"]
-    ]
+    thin = [row for row in rows if row["uri"].endswith("thin.png")]
+    rows += [{**row, "query_id": "copy", "uri": "copy.png", "duplicate_of": row["query_id"]} for row in thin]
     return pa.Table.from_pylist(rows, GEOTAGS)
 
 

@@ -148,6 +148,30 @@ def test_a_click_on_a_mark_shows_its_photo(page: Page):
     page.wait_for("document.getElementById('name').textContent === 'strong.png'")
 
 
+def test_an_archive_at_the_date_line_is_one_place(tab: Page, tmp_path: Path):
+    """71 m lie between the photos, and a click between them is near the line."""
+    open_new(tab, write_review(tmp_path, at_date_line=True))
+    tab.click("[name=kind][value=unknown]")
+    tab.click("#whole")
+    width = "(({start, end}) => end - start)(Bokeh.documents[0].get_model_by_name('review-map').x_range)"
+    assert 71 < tab.run(width) < 1000
+
+    tab.press("c")
+    tab.click(".panel")
+    tab.wait_for("document.getElementById('how').textContent.startsWith('From the map')")
+    assert abs(float(tab.run("document.getElementById('typed').value").split(", ")[1])) > 179.99
+
+
+def test_an_archive_without_photos_is_still_a_page(tab: Page, tmp_path: Path):
+    tab.events.clear()
+    tab.open(write_review(tmp_path, cases=[]))
+    for key in "jacru":
+        tab.press(key)
+
+    assert tab.text("#page") == "no photo is of these kinds"
+    assert tab.complaints() == []
+
+
 def test_another_place_is_taken_with_one_click(page: Page):
     page.click(".alternatives button")
 
