@@ -455,13 +455,14 @@
     for (const [kind, column] of Object.entries(columns)) source(kind).data = column;
   }
 
-  function drawPlaces(row) {
+  function drawPlaces(row, picked = null) {
     const said = decided.get(row.id);
+    const own = picked ?? (said?.decision === "correct" ? [said.lat, said.lon] : null);
     const labelled = [];
     if (found(row)) labelled.push(["?", found(row)]);
     for (const [at, other] of (data.evidence[row.id]?.alternatives ?? []).entries()) labelled.push([String(at + 1), [other.lat, other.lon]]);
     if (row.known_lat !== null) labelled.push(["i", [row.known_lat, row.known_lon]]);
-    if (said && said.lat !== null && said.decision === "correct") labelled.push(["★", [said.lat, said.lon]]);
+    if (own) labelled.push(["★", own]);
     if (plot !== null) {
       const at = labelled.map(([, position]) => project(position));
       source("places").data = { x: at.map(([x]) => x), y: at.map(([, y]) => y), label: labelled.map(([label]) => label) };
@@ -489,7 +490,9 @@
 
   function clicked(x, y) {
     if (correcting) {
-      $("typed").value = degrees(unproject(x, y));
+      const picked = unproject(x, y);
+      $("typed").value = degrees(picked);
+      drawPlaces(current, picked);
       hint("From the map. Click again to move it.");
       $("use").focus({ preventScroll: true }); // not the field: a phone would open its keyboard
       return;
@@ -538,7 +541,7 @@
     $("list").querySelector("[aria-current]")?.focus();
   });
   $("whole").addEventListener("click", whole);
-  $("cancel").addEventListener("click", () => { stopCorrecting(); $("correct").focus({ preventScroll: true }); });
+  $("cancel").addEventListener("click", () => { stopCorrecting(); drawPlaces(current); $("correct").focus({ preventScroll: true }); });
   $("position").addEventListener("submit", (event) => { event.preventDefault(); useTyped(); });
   $("note").addEventListener("change", () => {
     const said = decided.get(current.id);

@@ -124,6 +124,7 @@ def test_a_click_on_the_map_says_where_it_was(page: Page):
     time.sleep(0.5)  # two clicks, not a double click
     page.click(".panel", right=0.5, down=0.6)
     page.wait_for(f"document.getElementById('typed').value !== {json.dumps(upper)}")
+    assert "★" in page.run("Bokeh.documents[0].get_model_by_name('places').data.label")
     page.press("Enter")
 
     said = decided(page)["wrong.png"]
