@@ -18,6 +18,7 @@ from infra.settings import S3_ENDPOINT, Settings, changed_environment
 from schemas.errors import FolioError
 
 if TYPE_CHECKING:
+    from pipelines.geotag.decisions import AppliedSummary
     from pipelines.geotag.geotag import GeotagSummary
 
 REJECTED_EXIT: Final = 3
@@ -301,6 +302,13 @@ WRITING = _options(
 @click.argument("map_url", metavar="MAP", required=False)
 @click.argument("photos", metavar="ARCHIVE...", nargs=-1)
 @click.option("--out", metavar="DIR", help="Folder for the geotags and everything they rest on.")
+@click.option(
+    "--apply",
+    "decisions",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Apply what a person decided in DIR/review.html to the geotags of DIR, without MAP and ARCHIVE.",
+)
 @WRITING
 @PRECISION
 @TOGETHER
@@ -317,6 +325,7 @@ def geotag(
     map_url: str | None,
     photos: tuple[str, ...],
     out: str | None,
+    decisions: str | None,
     formats: tuple[str, ...],
     kind: str | None,
     dry_run: bool,
@@ -339,7 +348,7 @@ def geotag(
 
     settings = _settings()
     if undone_run is not None:
-        if map_url or formats or kind:
+        if map_url or decisions or formats or kind:
             raise click.UsageError("--undo takes nothing but --out, --force and --json")
         _undo(undone_run, out, force=force, as_json=as_json)
         return
@@ -351,23 +360,29 @@ def geotag(
         raise click.UsageError("--no-dry-run, --overwrite and --sidecar-style are for --write")
     if map_url and not photos:
         raise click.UsageError("ARCHIVE... is missing: the photos to geotag")
-    if not map_url and not (formats or kind):
-        raise click.UsageError("MAP and ARCHIVE... are missing. Without them, --format and --write take what lies in DIR")
+    if map_url and decisions:
+        raise click.UsageError("--apply takes the geotags that lie in --out DIR, without MAP and ARCHIVE")
+    if not map_url and not (decisions or formats or kind):
+        raise click.UsageError(
+            "MAP and ARCHIVE... are missing. Without them, --apply, --format and --write use what lies in DIR"
+        )
     try:
         asked = parse_formats(formats)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
     summary = _geotag(map_url, photos, out, settings, **options) if map_url else None
+    applied = _apply(out, Path(decisions), settings) if decisions else None
     exports = run_exports(out, asked, settings) if asked else None
     request = WriteRequest(out=out, kind=kind, style=style, overwrite=overwrite, dry_run=dry_run) if kind else None
     writing = run_writing(request, settings) if request else None
     if as_json:
         document = msgspec.to_builtins(summary) if summary else {"out": out}
-        _print_json({**document, **({"exports": exports} if exports else {}), **({"writing": writing} if writing else {})})
+        done = {"applied": applied, "exports": exports, "writing": writing}
+        _print_json({**document, **{name: part for name, part in done.items() if part}})
     else:
-        _print_lines(line for part in (summary, exports, writing) if part for line in part.lines())
-    if strict and summary and summary.rejected:
+        _print_lines(line for part in (summary, applied, exports, writing) if part for line in part.lines())
+    if strict and ((summary and summary.rejected) or (applied and applied.skipped)):
         sys.exit(REJECTED_EXIT)
 
 
@@ -432,14 +447,23 @@ def evaluate(radius_m: float, out: str, precision: float, strict: bool, as_json:
 @main.command(cls=_Command, epilog="folio report lund-evaluation/")
 @click.argument("directory", metavar="DIR")
 @click.option("--photos", metavar="ROOT", help="Where the photos are now, if they have moved since.")
-def report(directory: str, photos: str | None) -> None:
+@click.option(
+    "--review",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Photos that the review shows with pictures, the doubtful ones first; about 100 kB each.",
+)
+def report(directory: str, photos: str | None, review: int) -> None:
     """Write DIR/report.html: the map, the numbers and example matches, in one page that works offline.
 
-    DIR is what `folio geotag` or `folio evaluate` wrote.
+    And DIR/review.html: the whole archive on a map, to look at what is doubtful and accept, correct or refuse it; `folio geotag
+    --apply` takes what the page saves. DIR is what `folio geotag` or `folio evaluate` wrote.
     """
     from pipelines.report.page import write_report
 
-    page = write_report(Path(directory), settings=_settings(), photos=photos)
+    page = write_report(Path(directory), settings=_settings(), photos=photos, review=review)
     click.echo(page)
 
 
@@ -822,6 +846,18 @@ def demo(directory: str) -> None:
 
     for line in run_demo(Path(directory), _settings()):
         click.echo(line)
+
+
+def _apply(out: str, decisions: Path, settings: Settings) -> "AppliedSummary":
+    """Apply decisions, and write the report again where there is one: it shows geotags."""
+    from pipelines.geotag.decisions import apply_decisions
+
+    done = apply_decisions(out, decisions, settings)
+    if (Path(out) / "report.html").exists():
+        from pipelines.report.page import write_report
+
+        write_report(Path(out), settings=settings)
+    return done
 
 
 def _build(*, as_json: bool, strict: bool, plan_only: bool, prices: str | None, prefect: bool, **options: Any) -> None:

@@ -21,6 +21,7 @@ from infra.tables import write_table
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.model import untrained_note
+from pipelines.geotag.decisions import by_hand_note, with_decisions
 from pipelines.geotag.geojson import to_geojson
 from pipelines.geotag.kept import KeptAnswers, facts_of_results
 from pipelines.geotag.regions import Region, redact, withhold
@@ -132,6 +133,8 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
         )
     decisions, said = decide_together(answers, request.position, around)
     geotags = table_of([_redacted(each) for each in decisions] if request.redact else decisions)
+    withheld = {each.row["image_id"] for each in decisions if each.withheld}
+    geotags = with_decisions(geotags, storage, hidden=withheld)
     shown = _private(answers, decisions, around, redacted=request.redact)
     kept.prepare(shown)
     write_results(storage, shown, geotags)
@@ -159,6 +162,7 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
             *_unproven(answers, request.position),
             *said,
             *_withheld(decisions),
+            *by_hand_note(geotags),
         ],
     )
 

@@ -100,8 +100,8 @@ def show_example(answers: Answers, row: int, results: pa.Table, grid_side: int, 
     truth = np.repeat(answers.truth[row : row + 1], len(found), axis=0)
     distances = distance_m(truth, positions(found))
     candidates = [_candidate(entry, away, photos) for entry, away in zip(found.to_pylist(), distances, strict=True)]
-    picture = _picture(photos, answers.uri[row], answers.root[row], PHOTO_SIDE)
-    patches = _matched_patches(found)
+    picture = show_photo(photos, answers.uri[row], answers.root[row], PHOTO_SIDE)
+    patches = matched_patches(found)
     return Example(
         uri=answers.uri[row],
         picture=picture,
@@ -115,6 +115,18 @@ def show_example(answers: Answers, row: int, results: pa.Table, grid_side: int, 
     )
 
 
+def show_photo(photos: Photos, uri: str, root: str, long_side: int) -> Picture | None:
+    """Make a picture of a photo; None: it cannot be read."""
+    pixels = photos.read(uri, root, min_side=long_side)
+    return None if pixels is None else make_picture(pixels, long_side=long_side)
+
+
+def matched_patches(found: pa.Table) -> UInt8[np.ndarray, "pairs 4"]:
+    """Read the matched patches of the first candidate of one query; none where nothing was found."""
+    flat = found["matched_patches"][0].as_py() if len(found) else None
+    return np.array(flat or [], np.uint8).reshape(-1, 4)
+
+
 def _ranked(answers: Answers, verdict: Verdict, sign: int) -> list[int]:
     """Rows of this verdict by number of matches; equal ones by id, so that the order never depends on chance."""
     matches = np.nan_to_num(answers.matches)
@@ -126,21 +138,11 @@ def _candidate(entry: dict[str, Any], away_m: float, photos: Photos) -> Candidat
     return Candidate(
         rank=entry["rank"],
         uri=entry["uri"],
-        picture=_picture(photos, entry["uri"], entry["root"], PHOTO_SIDE if entry["rank"] == 1 else THUMBNAIL_SIDE),
+        picture=show_photo(photos, entry["uri"], entry["root"], PHOTO_SIDE if entry["rank"] == 1 else THUMBNAIL_SIDE),
         cosine=entry["cosine"],
         matches=entry["matches"],
         distance_m=away_m,
     )
-
-
-def _picture(photos: Photos, uri: str, root: str, long_side: int) -> Picture | None:
-    pixels = photos.read(uri, root, min_side=long_side)
-    return None if pixels is None else make_picture(pixels, long_side=long_side)
-
-
-def _matched_patches(found: pa.Table) -> UInt8[np.ndarray, "pairs 4"]:
-    flat = found["matched_patches"][0].as_py() if len(found) else None
-    return np.array(flat or [], np.uint8).reshape(-1, 4)
 
 
 def _regions(

@@ -9,6 +9,7 @@ import pyarrow as pa
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import read_table_facts
+from pipelines.geotag.decisions import newest_format
 from schemas.errors import ObjectMissing
 
 RADIUS_M: Final = 25.0
@@ -44,11 +45,12 @@ def read_folder(directory: Path, settings: Settings) -> ResultsFolder:
     storage = open_storage(str(directory), settings)
     queries, _ = _needed(storage, "queries", kind="images")
     results, facts = _needed(storage, "results", kind="results")
+    geotags, _ = _optional(storage, "geotags")
     metrics, metrics_facts = _optional(storage, "metrics")
     return ResultsFolder(
         queries=queries,
         results=results,
-        geotags=_optional(storage, "geotags")[0],
+        geotags=None if geotags is None else newest_format(geotags),
         metrics=metrics,
         rejects=_optional(storage, "rejects")[0],
         coverage=_optional(storage, "coverage")[0],

@@ -33,6 +33,17 @@ COVERAGE: Final = "#c9c2b2"
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 COLOURS: Final = {Verdict.RIGHT: "#0f766e", Verdict.WRONG: "#c2410c", Verdict.UNKNOWN: "#57606a", Verdict.UNCHECKED: "#3b5b92"}
 MARKERS: Final = {Verdict.RIGHT: "circle", Verdict.WRONG: "x", Verdict.UNKNOWN: "square", Verdict.UNCHECKED: "diamond"}
+KINDS: Final = {
+    "confident": ("circle", "#0f766e"),
+    "doubtful": ("triangle", "#b93c0b"),
+    "unknown": ("square", "#57606a"),
+    "interpolated": ("diamond", "#3b5b92"),
+    "accepted": ("circle_cross", "#0f766e"),
+    "corrected": ("star", "#7a3e9d"),
+    "refused": ("x", "#57606a"),
+}
+"""Marker and colour of each `review.Kind`: no two of the same shape."""
+
 TOOLTIPS: Final = [
     ("photo", "@uri"),
     ("answer", "@verdict"),
@@ -92,6 +103,36 @@ def answer_map(answers: Answers, coverage: Float64[np.ndarray, "photos 2"], plan
             _draw_answers(plot, answers, verdict, plane)
     plot.add_layout(ScaleBar(range=plot.x_range, unit="m", location="bottom_right", border_line_color=None))
     calm(plot)
+    return plot
+
+
+def review_map() -> figure:
+    """An empty map for the page on which positions are decided: its script fills it, by the names of the data sources.
+
+    The script's plane is Mercator's, scaled to metres in the middle of the archive: the way back from a click is a line of code.
+    """
+    plot = figure(
+        name="review-map",
+        height=360,
+        tools="pan,wheel_zoom,box_zoom",
+        active_scroll="wheel_zoom",
+        x_range=Range1d(start=-100, end=100),
+        y_range=Range1d(start=-100, end=100),
+        match_aspect=True,
+        sizing_mode="stretch_width",
+    )
+    plot.axis.visible = False
+    plot.toolbar.logo = plot.outline_line_color = None
+    plot.grid.grid_line_color = GRID
+    plot.scatter("x", "y", source=ColumnDataSource({"x": [], "y": []}, name="coverage"), size=3, color=COVERAGE)
+    for kind, (marker, colour) in KINDS.items():
+        source = ColumnDataSource({"x": [], "y": [], "uri": []}, name=kind)
+        dots = plot.scatter("x", "y", source=source, marker=marker, color=colour, size=9, line_width=1.5, fill_alpha=0.55)
+        plot.add_tools(HoverTool(renderers=[dots], tooltips=[(kind, "@uri")], visible=False))
+    places = ColumnDataSource({"x": [], "y": [], "label": []}, name="places")
+    plot.scatter("x", "y", source=places, size=22, line_color="#23272a", line_width=2, fill_color="#ffffff", fill_alpha=0.7)
+    plot.text("x", "y", "label", source=places, text_align="center", text_baseline="middle", text_font_size="13px")
+    plot.add_layout(ScaleBar(range=plot.x_range, unit="m", location="bottom_right", border_line_color=None))
     return plot
 
 

@@ -1,7 +1,7 @@
 """Make a page that works offline: scripts, styles and photos are inside the file.
 
-Its content security policy allows the two scripts written here and no request to anywhere: nothing that the name of a photo
-contains can run or call home. Used by `page` and by the report of a training.
+Its content security policy allows the scripts written here and no request to anywhere: nothing that the name of a photo
+contains can run or call home. Used by `page`, `review` and the report of a training.
 """
 
 import base64
@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from bokeh.embed import components
 from bokeh.models import Model
 from bokeh.resources import Resources
@@ -19,18 +20,24 @@ from pipelines.report.scores import say, stage_name
 from pipelines.report.wording import metres, percent
 
 
-def render_offline(template: str, drawings: Mapping[str, Model], **content: Any) -> str:
+def render_offline(template: str, drawings: Mapping[str, Model], *, scripts: Sequence[str] = (), **content: Any) -> str:
     """Fill a template of this folder.
 
     Args:
         template: its file name.
         drawings: Bokeh's, by the names the template has for them. It is given an element for each as `drawings`.
+        scripts: of the page's own, to run after Bokeh's.
         content: everything else the template names. It is escaped unless it is Markup.
     """
     script, elements = _embed(drawings)
     bokeh = Markup("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw))
-    scripts = [bokeh, script]
-    return _template(template).render(drawings=elements, scripts=scripts, policy=_policy(scripts), **content)
+    all_scripts = [bokeh, script, *map(Markup, scripts)]
+    return _template(template).render(drawings=elements, scripts=all_scripts, policy=_policy(all_scripts), **content)
+
+
+def as_data(value: Any) -> Markup:
+    """Make JSON that may stand in a `<script type="application/json">`: nothing in it can end the element. NaN becomes null."""
+    return Markup(msgspec.json.encode(value).decode().replace("<", "\\u003c"))
 
 
 def _embed(drawings: Mapping[str, Model]) -> tuple[Markup, dict[str, Markup]]:

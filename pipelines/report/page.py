@@ -1,4 +1,4 @@
-"""Write report.html: everything a results folder says, on one page that works offline.
+"""Write report.html: everything a results folder says, on one page that works offline; and review.html, to decide by hand.
 
 `folio report` and the demo call `write_report`. What to say is gathered here, how it looks stands in `page.html`.
 """
@@ -20,27 +20,38 @@ from pipelines.report.folder import ResultsFolder, read_folder
 from pipelines.report.map_plot import answer_map, calibration_chart, error_chart, plane_at
 from pipelines.report.offline import render_offline
 from pipelines.report.photo_source import PhotoSource
+from pipelines.report.review import render_review
 from pipelines.report.scores import headlines, recall_ks, recall_rows
 
 TITLE: Final = "Where were these photos taken?"
 
 REPORT: Final = "report.html"
+REVIEW: Final = "review.html"
 
 
 def write_report(
-    directory: Path, *, settings: Settings, photos: str | None = None, examples: int = 12, title: str = TITLE
+    directory: Path,
+    *,
+    settings: Settings,
+    photos: str | None = None,
+    examples: int = 12,
+    review: int = 100,
+    title: str = TITLE,
 ) -> Path:
-    """Write `report.html` into a results folder: whole or not at all, in place of one before it.
+    """Write `report.html` into a results folder, and `review.html` where it has geotags, in place of those before them.
+
+    Each is written whole or not at all.
 
     Args:
         directory: with queries.parquet and results.parquet, and what there is of geotags, metrics, rejects and coverage.
         settings: how to reach photos in a bucket.
         photos: where the photos are now, in place of the roots that the tables name. A photo that cannot be read is a grey box.
         examples: queries to show with their photos; each adds about 150 kB.
-        title: heading of the page.
+        review: photos that `review.html` shows with pictures, the doubtful ones first; each adds about 100 kB.
+        title: heading of the report.
 
     Returns:
-        The file.
+        The report.
 
     Raises:
         ObjectMissing: no queries or no results in the folder.
@@ -49,7 +60,11 @@ def write_report(
     folder = read_folder(directory, settings)
     with PhotoSource(settings, root=photos) as source:
         html = render_page(folder, source, examples=examples, title=title)
-    open_storage(str(directory), settings).put(REPORT, html.encode())
+        to_review = _render_review(folder, source, evidence=review)
+    storage = open_storage(str(directory), settings)
+    if to_review is not None:
+        storage.put(REVIEW, to_review.encode())
+    storage.put(REPORT, html.encode())
     return directory / REPORT
 
 
@@ -78,6 +93,12 @@ def render_page(folder: ResultsFolder, photos: Photos, *, examples: int, title: 
         ],
         rejects=_rejects_by_reason(folder.rejects),
     )
+
+
+def _render_review(folder: ResultsFolder, photos: Photos, *, evidence: int) -> str | None:
+    if folder.geotags is None:
+        return None
+    return render_review(folder.geotags, folder.results, folder.coverage, photos, facts=folder.facts, evidence=evidence)
 
 
 def _drawings(folder: ResultsFolder, answers: Answers) -> dict[str, Model]:
