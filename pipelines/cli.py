@@ -299,8 +299,8 @@ WRITING = _options(
 
 
 @main.command(cls=_Command, epilog="folio geotag s3://maps/lund holiday-photos/ --out holiday-geotags/")
-@click.argument("map_url", metavar="MAP", required=False)
-@click.argument("photos", metavar="ARCHIVE...", nargs=-1)
+@click.argument("map_url", metavar="[MAP]", required=False)
+@click.argument("photos", metavar="[ARCHIVE...]", nargs=-1)
 @click.option("--out", metavar="DIR", help="Folder for the geotags and everything they rest on.")
 @click.option(
     "--apply",

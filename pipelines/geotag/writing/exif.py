@@ -66,9 +66,8 @@ def with_position(photo: bytes, statement: Statement, *, max_pixels: int) -> byt
     Raises:
         NotWritten: it is no JPEG, or it could not be changed without the risk to lose something of it.
     """
+    _require_jpeg(photo)
     facts = _facts(photo, max_pixels)
-    if (kind := format_of(photo)) != "JPEG":
-        raise NotWritten("format", f"a {kind} file; only JPEGs are changed themselves. Use sidecars: --write sidecar")
     old, tags = _split(photo), _tags(photo, max_pixels)
     if ExifTags.Base.MakerNote in tags["Exif"]:
         _require_nothing_pointed_to(old)
@@ -92,9 +91,16 @@ def has_position(photo: bytes, *, max_pixels: int) -> bool:
     """Whether a photo says itself where it was taken, be it that Folio wrote it there.
 
     Raises:
-        NotWritten: it is no photo that can be read.
+        NotWritten: it is no JPEG that can be read.
     """
+    _require_jpeg(photo)
     return _facts(photo, max_pixels).lat_deg is not None or _position(photo, max_pixels) is not None
+
+
+def _require_jpeg(photo: bytes) -> None:
+    kind = format_of(photo)
+    if kind not in ("JPEG", None):
+        raise NotWritten("format", f"a {kind} file; only JPEGs are changed themselves. Use sidecars: --write sidecar")
 
 
 def _facts(photo: bytes, max_pixels: int) -> PhotoFacts:

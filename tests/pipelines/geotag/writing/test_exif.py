@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from pipelines.catalog.photo_facts import PhotoFacts, photo_facts
-from pipelines.geotag.writing.exif import with_position
+from pipelines.geotag.writing.exif import has_position, with_position
 from pipelines.geotag.writing.statement import NotWritten, Statement, statement_of
 from tests.pipelines.geotag.writing.archives import LAT_DEG, LON_DEG, geotag_row, jpeg, position
 
@@ -187,13 +187,18 @@ def test_a_photo_that_could_lose_something_is_refused(data: bytes, code: str):
     assert left.value.detail
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF", "HEIC"])
 def test_other_formats_are_refused_by_name_and_sent_to_sidecars(kind: str):
     data = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(data, kind)
+    if kind == "HEIC":
+        data.write(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    else:
+        Image.new("RGB", (8, 8)).save(data, kind)
 
     with pytest.raises(NotWritten, match=f"{kind}.*--write sidecar"):
         with_position(data.getvalue(), said(), max_pixels=MAX_PIXELS)
+    with pytest.raises(NotWritten, match=f"{kind}.*--write sidecar"):
+        has_position(data.getvalue(), max_pixels=MAX_PIXELS)
 
 
 def test_a_film_or_samsungs_data_behind_the_picture_are_no_hindrance():
