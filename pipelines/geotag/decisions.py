@@ -135,6 +135,9 @@ def with_decisions(geotags: pa.Table, storage: Storage) -> pa.Table:
 
     Returns:
         The geotags to write. What they replace is kept beside them, so that it can still be taken back.
+
+    Raises:
+        FormatError: what the folder keeps holds no decisions. Nothing is written then, rather than without them.
     """
     decided = _decided(geotags, _kept(storage))
     if len(decided):
