@@ -136,6 +136,9 @@ def with_decisions(geotags: pa.Table, storage: Storage, *, hidden: Collection[st
 
     Returns:
         The geotags to write. What they replace is kept beside them, so that it can still be taken back.
+
+    Raises:
+        FormatError: what the folder keeps holds no decisions. Nothing is written then, rather than without them.
     """
     decided = _decided(geotags, {name: said for name, said in _kept(storage).items() if name not in hidden})
     if hidden and len(decided):
