@@ -139,7 +139,7 @@ def _takeout_positions(said: dict[str, Any]) -> Iterator[tuple[float, float, flo
 
 def _plain(name: str, said: dict[str, Any]) -> Claim:
     values = {str(key).strip().lower(): value for key, value in said.items()}
-    given = {ours: _first(values, ((ours,), *groups)) for ours, groups in SPELLINGS.items()}
+    given = {ours: _first(values, (ours, *groups[0])) for ours, groups in SPELLINGS.items()}  # not x and y, which may be pixels
     lat_deg, lon_deg = _known(given["lat_deg"]), _known(given["lon_deg"])
     usable = position_problem(lat_deg, lon_deg) is None
     sequence = given["sequence_id"]
@@ -154,8 +154,8 @@ def _plain(name: str, said: dict[str, Any]) -> Claim:
     )
 
 
-def _first(values: dict[str, Any], groups: tuple[tuple[str, ...], ...]) -> Any:
-    return next((values[key] for group in groups for key in group if values.get(key) is not None), None)
+def _first(values: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((values[key] for key in keys if values.get(key) is not None), None)
 
 
 def _known(value: Any) -> float:

@@ -166,6 +166,11 @@ def test_shards_for_webdataset_have_json_with_positions(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("said", [{"x": 3, "y": 7}, {"lat": 3}, {"lat": 95, "lon": 3}, {"lat": 0, "lon": 0}, {"label": "house"}])
+def test_json_without_a_position_gives_none(tmp_path: Path, said: dict):
+    assert row_of(write(tmp_path, {"a.jpg": jpeg(), "a.json": said}))["lat_deg"] is None
+
+
 @pytest.mark.parametrize(
     "children",
     [
