@@ -363,9 +363,7 @@ def geotag(
     if map_url and decisions:
         raise click.UsageError("--apply takes the geotags that lie in --out DIR, without MAP and ARCHIVE")
     if not map_url and not (decisions or formats or kind):
-        raise click.UsageError(
-            "MAP and ARCHIVE... are missing. Without them, --apply, --format and --write use what lies in DIR"
-        )
+        raise click.UsageError("MAP and ARCHIVE... are missing. Without them, --apply, --format and --write use what lies in DIR")
     try:
         asked = parse_formats(formats)
     except ValueError as error:

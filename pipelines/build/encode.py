@@ -8,11 +8,9 @@ by itself, so neither its neighbours nor the number of workers can change it.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
@@ -21,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float16
 
-from fol_model.inference import DeviceLostError, EncodedPhoto, Encoder, PreparedPhoto, use_threads
+from fol_model.inference import DeviceLostError, EncodedPhoto, Encoder, PreparedPhoto
 from infra.arrays import LocalFeaturesWriter, write_descriptor_codes
 from infra.commits import write_receipt
 from infra.observability import log_fields
@@ -29,10 +27,8 @@ from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import descriptor_column, write_table
 from pipelines.build.progress import EncodedSegment, SegmentTally
-from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
-from pipelines.catalog.loading import PhotoLoader
-from pipelines.catalog.reading import PhotoReader
+from pipelines.catalog.loading import PhotoLoader, photo_loader
 from pipelines.catalog.rows import reject_row
 from pipelines.engine.behind import Behind
 from pipelines.engine.partition import Partition
@@ -45,14 +41,8 @@ from schemas.manifest import BBox, ObjectRef, Receipt
 from schemas.reasons import RejectReason
 from schemas.rejects import REJECTS
 
-AHEAD: Final = 6
-"""Photos that are fetched, decoded or ready beyond two batches of the network."""
-
 BEHIND: Final = 64
 """Photos whose local features wait to be written: 3 MB of the usual ones. What is slow is a shard of them, every few seconds."""
-
-DECODERS_BESIDE_CPU: Final = 2
-"""Most decoders of a worker whose network runs on the processor: one keeps up, a second one helps where the store is slow."""
 
 Loader: TypeAlias = PhotoLoader[PreparedPhoto]
 
@@ -70,24 +60,6 @@ class EncodeJob:
     limits: PhotoLimits
     run_id: str
     """For the log."""
-
-
-def most_decoders(encoder: Encoder) -> int:
-    """Say how many decoder processes a worker may come to have: beside a GPU as many as there are processors."""
-    return DECODERS_BESIDE_CPU if encoder.is_on_cpu else os.cpu_count() or 1
-
-
-def photo_loader(encoder: Encoder, settings: Settings, limits: PhotoLimits) -> Loader:
-    """Make what loads photos for a network."""
-    return PhotoLoader(
-        PhotoReader(settings, limits),
-        partial(PhotoDecoder, limits),
-        encoder.prepare,
-        min_side=encoder.decode_side,
-        ahead=2 * encoder.batch_size + AHEAD,
-        most_decoders=most_decoders(encoder),
-        start_thread=partial(use_threads, 1),
-    )
 
 
 class SegmentWorker:

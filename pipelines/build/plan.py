@@ -12,8 +12,7 @@ import msgspec
 import numpy as np
 
 from fol_model.inference import Encoder
-from pipelines.build.encode import AHEAD, most_decoders
-from pipelines.catalog.loading import BYTES_AHEAD
+from pipelines.catalog.loading import AHEAD, BYTES_AHEAD, most_decoders
 from schemas.errors import PlanError
 from schemas.local_features import bytes_per_feature
 from schemas.manifest import decode_document

@@ -3,20 +3,27 @@
     rows ▶ fetch (threads) ▶ decode (child processes) ▶ prepare ▶ taken in order
 
 Photos come in the order of the table, whatever finishes first. What waits to be taken is bounded in number and, as listed, in
-bytes. Used by `pipelines.build`; the photos of one worker pass through one loader.
+bytes. Used by `pipelines.build` and `pipelines.query`; the photos of one worker pass through one loader.
 """
 
+import os
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8
 
+from fol_model.inference import Encoder, PreparedPhoto, use_threads
+from infra.settings import Settings
+from pipelines.catalog.decoding import PhotoDecoder
+from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.reading import PhotoReader
 from schemas.errors import PhotoError
 
 FETCHERS: Final = 4
@@ -24,6 +31,12 @@ FETCHERS: Final = 4
 
 BYTES_AHEAD: Final = 64 << 20
 """Of files that wait to be decoded, and no more than one file beyond."""
+
+AHEAD: Final = 6
+"""Photos that are under way or wait beyond two batches of the network."""
+
+DECODERS_BESIDE_CPU: Final = 2
+"""Most decoders where the network runs on the processor: one keeps up, a second one helps where the store is slow."""
 
 LOOK_AFTER: Final = 16
 """Photos after which it is looked whether decoding keeps up."""
@@ -163,6 +176,24 @@ class PhotoLoader(Generic[T]):
             if self._pace.wants_more(waited) and len(self._decoders) < self._most:
                 self._decoders.append(self._make_decoder())
                 self._free.put(self._decoders[-1])
+
+
+def most_decoders(encoder: Encoder) -> int:
+    """Say how many decoder processes a network may come to have: beside a GPU as many as there are processors."""
+    return DECODERS_BESIDE_CPU if encoder.is_on_cpu else os.cpu_count() or 1
+
+
+def photo_loader(encoder: Encoder, settings: Settings, limits: PhotoLimits) -> PhotoLoader[PreparedPhoto]:
+    """Make what loads photos for a network."""
+    return PhotoLoader(
+        PhotoReader(settings, limits),
+        partial(PhotoDecoder, limits),
+        encoder.prepare,
+        min_side=encoder.decode_side,
+        ahead=2 * encoder.batch_size + AHEAD,
+        most_decoders=most_decoders(encoder),
+        start_thread=partial(use_threads, 1),
+    )
 
 
 class _Pace:

@@ -20,9 +20,10 @@ from infra.observability import progress_bar
 from infra.settings import Settings
 from infra.storage import LocalStorage, Storage
 from infra.tables import read_table
-from pipelines.build.encode import encode_partition, photo_loader
+from pipelines.build.encode import encode_partition
 from pipelines.build.tombstones import Tombstones
 from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.loading import photo_loader
 from pipelines.catalog.reading import PhotoReader
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.partition import Partition

@@ -1,39 +1,33 @@
 """manifest + photos ▶ results: answer every photo of a catalog and keep what was found as tables.
 
-Photos are decoded ahead in processes of their own, encoded as many at a time as there are threads, and looked for a chunk at a
-time (`QueryWorker.answer_all`). Each answer is the one that the photo would get alone.
+Photos are fetched, decoded and resized ahead (`catalog.loading`), encoded as many at a time as there are threads, and looked for
+a chunk at a time (`QueryWorker.answer_all`). Each answer is the one that the photo would get alone.
 
-What is in memory beside the results does not grow with the catalog: two or three decoded photos for each thread, and of a chunk
-the local features of its candidates, at most `CHUNK_BYTES` and at least those of one photo.
+What is in memory beside the results does not grow with the catalog: the photos that are loaded ahead, and of a chunk the local
+features of its candidates, at most `CHUNK_BYTES` and at least those of one photo.
 """
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice, pairwise
-from queue import SimpleQueue
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import UInt8
 
 from fol_model.inference import EncodedPhoto
 from infra.observability import progress_bar
 from infra.settings import Settings
 from pipelines.build.membership import live_rows
-from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
-from pipelines.catalog.reading import PhotoReader
-from pipelines.catalog.rows import load_photo, reject_row
+from pipelines.catalog.loading import photo_loader
+from pipelines.catalog.rows import reject_row
 from pipelines.catalog.sources import Catalog
-from pipelines.engine.threads import ahead
 from pipelines.query.opened_map import OpenedMap
 from pipelines.query.worker import Answer, QueryWorker
 from schemas.calibration import Calibration
@@ -51,11 +45,6 @@ loses so many."""
 
 CHUNK_BYTES: Final = 256 * 1024 * 1024
 """Local features of the candidates of a chunk, all of them different and as many as can be."""
-
-THREADS_OF_A_DECODER: Final = 2
-"""Threads of the network that one decoder keeps busy: it takes a third of the time, or less."""
-
-Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"]
 
 T = TypeVar("T")
 
@@ -235,33 +224,13 @@ def _encoded(
     On a CPU that changes no bit. On a GPU the last bits may depend on which photos go together, as in a build.
     """
     together = max(worker.encoder.batch_size, settings.threads)
-    for several in _several(_loaded(images, rows, settings, limits, worker.encoder.decode_side), together):
-        encoded = iter(worker.encoder.encode([pixels for _, pixels in several if not isinstance(pixels, PhotoError)]))
-        for row, pixels in several:
-            yield row, pixels if isinstance(pixels, PhotoError) else next(encoded)
-
-
-def _loaded(
-    images: pa.Table, rows: Sequence[int], settings: Settings, limits: PhotoLimits, min_side: int | None
-) -> Iterator[tuple[int, Pixels | PhotoError]]:
-    """Load some rows of a catalog, a photo for each thread ahead."""
-    reader, decoders = PhotoReader(settings, limits), SimpleQueue[PhotoDecoder]()
-    count = math.ceil(settings.threads / THREADS_OF_A_DECODER)
-
-    def load(row: int) -> Pixels | PhotoError:
-        decoder = decoders.get()
-        try:
-            return load_photo(images, row, reader, decoder, min_side=min_side)
-        except PhotoError as error:
-            return error
-        finally:
-            decoders.put(decoder)
-
-    with ExitStack() as stack:
-        for _ in range(count):
-            decoders.put(stack.enter_context(PhotoDecoder(limits)))
-        threads = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="decode"))
-        yield from zip(rows, ahead(threads, load, rows, settings.threads + count), strict=True)
+    with closing(photo_loader(worker.encoder, settings, limits)) as loader:
+        loaded = zip(rows, loader.load(images.take(pa.array(rows, pa.int64()))), strict=True)
+        for several in _several(loaded, together):
+            prepared = [one.photo for _, one in several if not isinstance(one.photo, PhotoError)]
+            encoded = iter(worker.encoder.encode_prepared(prepared))
+            for row, one in several:
+                yield row, one.photo if isinstance(one.photo, PhotoError) else next(encoded)
 
 
 def _several(items: Iterable[T], count: int) -> Iterator[list[T]]:

@@ -34,9 +34,10 @@ from fol_model.recipes import recipe_named
 from infra.arrays import LocalFeaturesWriter
 from infra.settings import Settings
 from infra.storage import open_storage
-from pipelines.build.encode import EncodeJob, SegmentWorker, photo_loader
+from pipelines.build.encode import EncodeJob, SegmentWorker
 from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
+from pipelines.catalog.loading import photo_loader
 from pipelines.catalog.reading import PhotoReader
 from pipelines.catalog.sample_city.photos import write_sample_city
 from pipelines.catalog.sources import list_photos

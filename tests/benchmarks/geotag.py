@@ -51,7 +51,6 @@ from infra.storage import open_storage
 from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.reading import PhotoReader
-from pipelines.catalog.rows import load_photo
 from pipelines.catalog.sample_city.photos import write_sample_city
 from pipelines.catalog.sources import Catalog, list_photos
 from pipelines.engine.threads import use_threads
@@ -167,8 +166,9 @@ def one_by_one(asked: QueryWorker, catalog: Catalog, settings: Settings) -> pa.T
     limits, images, batches = PhotoLimits(), catalog.images, []
     reader = PhotoReader(settings, limits)
     with PhotoDecoder(limits) as decoder:
-        for row, name in enumerate(images["image_id"].to_pylist()):
-            pixels = load_photo(images, row, reader, decoder, min_side=asked.encoder.decode_side)
+        rows = images.select(["uri", "root", "size_bytes", "checksum"]).to_pylist()
+        for row, name in zip(rows, images["image_id"].to_pylist(), strict=True):
+            pixels = decoder.decode(reader.read(**row), min_side=asked.encoder.decode_side)
             batches.append(pa.RecordBatch.from_pylist(list(answering._rows(name, asked.answer(pixels))), RESULTS))
     return pa.Table.from_batches(batches, RESULTS)
 

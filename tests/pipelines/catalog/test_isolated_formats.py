@@ -18,7 +18,6 @@ from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.headers import format_of
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.reading import PhotoReader
-from pipelines.catalog.rows import load_photo
 from pipelines.catalog.sources import Catalog, list_photos
 from schemas.errors import PhotoError
 from tests.pipelines.catalog.photos import encoded, gradient, jpeg
@@ -167,7 +166,8 @@ def test_real_heic_photos_are_listed_and_decoded_like_any_other(shared_data: Pat
     found = catalog(tmp_path)
 
     reader = PhotoReader(Settings(threads=1), PhotoLimits())
-    shapes = {load_photo(found.images, row, reader, decoder, min_side=None).shape for row in range(len(found.images))}
+    rows = found.images.select(["uri", "root", "size_bytes", "checksum"]).to_pylist()
+    shapes = {decoder.decode(reader.read(**row)).shape for row in rows}
     assert shapes == {(3313, 2566, 3), (4032, 3024, 3), (960, 1440, 3)}
 
 
