@@ -28,7 +28,12 @@ class Blind:
     def __init__(self) -> None:
         self.seen = 0
 
-    def encode(self, photos: list[np.ndarray]) -> list[EncodedPhoto]:
+    is_on_cpu = True
+
+    def prepare(self, photo: np.ndarray) -> np.ndarray:
+        return photo
+
+    def encode_prepared(self, photos: list[np.ndarray]) -> list[EncodedPhoto]:
         self.seen += len(photos)
         return [Any] * len(photos)
 
