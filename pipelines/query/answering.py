@@ -157,6 +157,8 @@ def answer_catalog(
         bar.update(len(copies) - len(alone))
     duplicates = {name: first for name, first in duplicates.items() if row_of[first] not in unusable}
     rejects = [reject_row(images, row, "query", unusable[row]) for row in sorted(unusable)]
+    lacking = {name for chunk in chunks for name in chunk.without_features}
+    lacking |= {name for name, first in duplicates.items() if first in lacking}
     return Answers(
         queries=images.filter(pa.array([row not in unusable for row in range(len(images))], pa.bool_())),
         results=_in_order([chunk.results for chunk in chunks], row_of, duplicates),
@@ -164,7 +166,7 @@ def answer_catalog(
         coverage=_coverage(worker),
         versions=sorted({int(chunk.basis["map_version"]) for chunk in chunks if chunk.photo_keys}),
         calibration=worker.calibration,
-        without_features=tuple(sorted(name for chunk in chunks for name in chunk.without_features)),
+        without_features=tuple(sorted(lacking)),
         facts=facts_of(worker),
         basis=_only([chunk.basis for chunk in chunks if chunk.photo_keys]),
         answered_before=len(done),
