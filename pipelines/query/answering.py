@@ -9,12 +9,13 @@ the local features of its candidates, at most `CHUNK_BYTES` and at least those o
 
 import hashlib
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import islice, pairwise
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
@@ -48,6 +49,9 @@ COVERAGE_POINTS = 20_000
 CHUNK_PHOTOS: Final = 64
 """Photos that are looked for together, at most. More of them find more of what they compare in one place; a run that is killed
 loses so many."""
+
+CHUNK_S: Final = 30.0
+"""After this a chunk has enough photos, however few: what a killed run loses with a slow network."""
 
 CHUNK_BYTES: Final = 256 * 1024 * 1024
 """Local features of the candidates of a chunk, all of them different and as many as can be."""
@@ -214,7 +218,7 @@ def _chunks(
 ) -> Iterator[tuple[Chunk, dict[int, PhotoError]]]:
     """Answer some rows of a catalog, a chunk at a time, beside those that cannot be used."""
     size = max(1, min(CHUNK_PHOTOS, CHUNK_BYTES // worker.pool_bytes))
-    for several in _several(_encoded(worker, images, rows, settings, limits), size):
+    for several in _several(_encoded(worker, images, rows, settings, limits), size, CHUNK_S):
         errors = {row: one for row, one in several if isinstance(one, PhotoError)}
         encoded = [(row, one) for row, one in several if not isinstance(one, PhotoError)]
         answers = worker.answer_all([one for _, one in encoded], threads=settings.threads) if encoded else []
@@ -266,10 +270,16 @@ def _loaded(
         yield from zip(rows, ahead(threads, load, rows, settings.threads + count), strict=True)
 
 
-def _several(items: Iterable[T], count: int) -> Iterator[list[T]]:
-    """Take so many at a time."""
-    left = iter(items)
-    while several := list(islice(left, count)):
+def _several(items: Iterable[T], count: int, within_s: float = math.inf) -> Iterator[list[T]]:
+    """Take so many at a time, or fewer where they take long to come."""
+    several: list[T] = []
+    start = time.monotonic()
+    for item in items:
+        several.append(item)
+        if len(several) == count or time.monotonic() - start > within_s:
+            yield several
+            several, start = [], time.monotonic()
+    if several:
         yield several
 
 
