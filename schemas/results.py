@@ -25,4 +25,7 @@ RESULTS: Final = pa.schema(
         pa.field("matched_patches", pa.list_(pa.uint8())),  # null but for rank 1
     ]
 )
-"""File facts (metadata entry `folio`): map_version, model, trained, grid_side (patches along one side), mode."""
+"""File facts (metadata entry `folio`): map_version, model, trained, grid_side (patches along one side), mode.
+
+Also, for the next run on the same archive (`pipelines/geotag/kept.py`): basis (what all rows rest on; null: not the
+same), queries (digest of the `queries.parquet` that they belong to), without_features (queries that damage may have touched)."""

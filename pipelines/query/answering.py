@@ -8,11 +8,13 @@ features of its candidates, at most `CHUNK_BYTES` and at least those of one phot
 """
 
 import hashlib
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -42,6 +44,9 @@ COVERAGE_POINTS = 20_000
 CHUNK_PHOTOS: Final = 64
 """Photos that are looked for together, at most. More of them find more of what they compare in one place; a run that is killed
 loses so many."""
+
+CHUNK_S: Final = 30.0
+"""After this a chunk has enough photos, however few: what a killed run loses with a slow network."""
 
 CHUNK_BYTES: Final = 256 * 1024 * 1024
 """Local features of the candidates of a chunk, all of them different and as many as can be."""
@@ -146,6 +151,8 @@ def answer_catalog(
         bar.update(len(copies) - len(alone))
     duplicates = {name: first for name, first in duplicates.items() if row_of[first] not in unusable}
     rejects = [reject_row(images, row, "query", unusable[row]) for row in sorted(unusable)]
+    lacking = {name for chunk in chunks for name in chunk.without_features}
+    lacking |= {name for name, first in duplicates.items() if first in lacking}
     return Answers(
         queries=images.filter(pa.array([row not in unusable for row in range(len(images))], pa.bool_())),
         results=_in_order([chunk.results for chunk in chunks], row_of, duplicates),
@@ -153,7 +160,7 @@ def answer_catalog(
         coverage=_coverage(worker),
         versions=sorted({int(chunk.basis["map_version"]) for chunk in chunks if chunk.photo_keys}),
         calibration=worker.calibration,
-        without_features=tuple(sorted(name for chunk in chunks for name in chunk.without_features)),
+        without_features=tuple(sorted(lacking)),
         facts=facts_of(worker),
         basis=_only([chunk.basis for chunk in chunks if chunk.photo_keys]),
         answered_before=len(done),
@@ -201,7 +208,7 @@ def _chunks(
 ) -> Iterator[tuple[Chunk, dict[int, PhotoError]]]:
     """Answer some rows of a catalog, a chunk at a time, beside those that cannot be used."""
     size = max(1, min(CHUNK_PHOTOS, CHUNK_BYTES // worker.pool_bytes))
-    for several in _several(_encoded(worker, images, rows, settings, limits), size):
+    for several in _several(_encoded(worker, images, rows, settings, limits), size, CHUNK_S):
         errors = {row: one for row, one in several if isinstance(one, PhotoError)}
         encoded = [(row, one) for row, one in several if not isinstance(one, PhotoError)]
         answers = worker.answer_all([one for _, one in encoded], threads=settings.threads) if encoded else []
@@ -233,10 +240,16 @@ def _encoded(
                 yield row, one.photo if isinstance(one.photo, PhotoError) else next(encoded)
 
 
-def _several(items: Iterable[T], count: int) -> Iterator[list[T]]:
-    """Take so many at a time."""
-    left = iter(items)
-    while several := list(islice(left, count)):
+def _several(items: Iterable[T], count: int, within_s: float = math.inf) -> Iterator[list[T]]:
+    """Take so many at a time, or fewer where they take long to come."""
+    several: list[T] = []
+    start = time.monotonic()
+    for item in items:
+        several.append(item)
+        if len(several) == count or time.monotonic() - start > within_s:
+            yield several
+            several, start = [], time.monotonic()
+    if several:
         yield several
 
 

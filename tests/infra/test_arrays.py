@@ -2,11 +2,14 @@
 
 import hashlib
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from infra import arrays
 from infra.arrays import LocalFeaturesReader, LocalFeaturesWriter
@@ -98,6 +101,51 @@ def test_one_photo_is_one_small_request(local: Storage, monkeypatch: pytest.Monk
 
     record = K * (DIM + 4) + 4
     assert asked == [3 * 16 + 4, record, record, record]
+
+
+@given(rows=st.sets(st.integers(0, 6), min_size=1), gap=st.sampled_from([0, 80, 10_000]), most=st.sampled_from([1, 150, 10_000]))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_photos_that_lie_near_each_other_are_one_request_and_come_back_the_same(
+    local: Storage, rows: set[int], gap: int, most: int
+):
+    """Three photos a shard, of 76 bytes each with a checksum."""
+    refs = write(local)
+    reader, wanted = LocalFeaturesReader(local, "s/local_features.zarr", expected=refs), sorted(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "RUN_GAP_BYTES", gap)
+        patch.setattr(arrays, "RUN_BYTES", most)
+        runs = reader.runs(wanted)
+        asked: list[str] = []
+        get = local.get
+        patch.setattr(local, "get", lambda path, **where: asked.append(path) or get(path, **where))
+        found = [photo for run in runs for photo in reader.read_run(run)]
+
+    assert [row for run in runs for row in run] == wanted
+    assert all(same(photo, PHOTOS[row]) for photo, row in zip(found, wanted, strict=True))
+    assert len(asked) == len(runs)
+    for run in runs:
+        assert len({row // 3 for row in run}) == 1
+        assert len(run) == 1 or (run[-1] - run[0] + 1) * 76 <= most
+        assert all(76 * (after - before - 1) <= gap for before, after in pairwise(run))
+    if most == gap == 10_000:
+        assert len(runs) == len({row // 3 for row in rows})
+
+
+def test_a_chunk_that_is_damaged_or_dropped_inside_a_run_is_noticed(local: Storage, tmp_path: Path):
+    write(local)
+    zarr.open_array(tmp_path / "map/s/local_features.zarr")[4] = 0
+    path = "s/local_features.zarr/c/0/0/0"
+    flipped = bytearray(local.get(path))
+    flipped[80] ^= 1
+    local.put(path, bytes(flipped))
+    reader = LocalFeaturesReader(local, "s/local_features.zarr")
+
+    assert reader.runs([0, 1, 2, 3, 4, 5]) == [[0, 1, 2], [3], [4], [5]]
+    with pytest.raises(DamagedError, match="c/0/0/0: found a wrong crc32c of the 76 bytes from 76 on"):
+        reader.read_run([0, 1, 2])
+    with pytest.raises(DamagedError, match="c/1/0/0: found no chunk of 72 bytes for photo 4, needed one"):
+        reader.read_run([4])
+    assert same(reader.read_run([5])[0], PHOTOS[5])
 
 
 def test_close_names_every_object_with_its_size_and_sha256(local: Storage):
