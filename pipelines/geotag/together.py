@@ -206,7 +206,7 @@ def _set_fixes(decisions: Sequence[Decision], around: Around) -> list[str]:
         return [_no_overlap(tracks, seconds)]
     sure = np.array([each.status == GeotagStatus.ANSWERED for each in decisions]) & np.isfinite(fixes[:, 0])
     off_m = np.array([_off_track_m(each, fix) if known else 0.0 for each, fix, known in zip(decisions, fixes, sure, strict=True)])
-    against = int((off_m > FAR_OFF * (RADIUS_M + fixes[:, 2]))[sure].sum())
+    against = int((off_m > RADIUS_M + fixes[:, 2])[sure].sum())
     if sure.sum() >= FEWEST and against > sure.sum() / 2:
         return [
             f"error: {against} of {sure.sum()} photos that are sure of their place were taken elsewhere than the tracks say, "
