@@ -243,7 +243,7 @@ def _off_track_m(decision: Decision, fix: Float64[np.ndarray, " 3"]) -> float:
 
 def _take_track(decisions: Sequence[Decision]) -> None:
     for each in decisions:
-        if each.status == GeotagStatus.UNKNOWN and not each.contradicted and np.isfinite(each.fix[0]):
+        if each.status != GeotagStatus.ANSWERED and not each.contradicted and np.isfinite(each.fix[0]):
             _interpolate(
                 each,
                 Fix(seconds=0.0, lat_deg=float(each.fix[0]), lon_deg=float(each.fix[1]), error_m=float(each.fix[2])),
