@@ -51,6 +51,7 @@ def geotag_stage(request: GeotagRequest, settings: Settings) -> GeotagSummary:
     counts = {
         "seen": summary.photos + sum(summary.rejected.values()),
         "answered": summary.answered,
+        "interpolated": summary.interpolated,
         "don't know": summary.unknown,
     }
     show_photos("geotag-photos", counts, summary.rejected)

@@ -5,7 +5,7 @@ Each photo is decided on alone first. Then, sequence by sequence, a path through
 
 - a photo that is not sure alone is answered if the path makes its place as likely as was promised: each such answer for itself,
   so that the answers are no less often right than those given without;
-- a sure answer that the path makes less likely than not is refused;
+- a sure answer that the path makes clearly less likely, and less likely than was promised, is refused;
 - what is still unknown, between two answers near in time and space, gets the position between them, marked as interpolated.
 
 Where most sure answers of a sequence cannot all be true, it is the times that are wrong: each photo stands alone then.
@@ -51,6 +51,9 @@ SURE_UNCALIBRATED: Final = 0.9
 UNSURE_UNCALIBRATED: Final = 0.45
 """What stands for a probability where the map has none: of what is an answer alone, and at most of what is not. Only refusals are
 made of it."""
+
+LESS: Final = 0.95
+"""A sure answer that a path makes hardly less likely than it was alone is kept, however unlikely that was."""
 
 FEWEST: Final = 3
 """Sure photos of which more than half must contradict the times, or a track, to make those wrong and not the photos."""
@@ -224,7 +227,7 @@ def _set_fixes(decisions: Sequence[Decision], around: Around) -> list[str]:
         return [_no_overlap(tracks, seconds)]
     sure = np.array([each.status == GeotagStatus.ANSWERED for each in decisions]) & np.isfinite(fixes[:, 0])
     off_m = np.array([_off_track_m(each, fix) if known else 0.0 for each, fix, known in zip(decisions, fixes, sure, strict=True)])
-    against = int((off_m > FAR_OFF * (RADIUS_M + fixes[:, 2]))[sure].sum())
+    against = int((off_m > RADIUS_M + fixes[:, 2])[sure].sum())
     if sure.sum() >= FEWEST and against > sure.sum() / 2:
         return [
             f"error: {against} of {sure.sum()} photos that are sure of their place were taken elsewhere than the tracks say, "
@@ -261,7 +264,7 @@ def _off_track_m(decision: Decision, fix: Float64[np.ndarray, " 3"]) -> float:
 
 def _take_track(decisions: Sequence[Decision]) -> None:
     for each in decisions:
-        if each.status == GeotagStatus.UNKNOWN and not each.contradicted and np.isfinite(each.fix[0]):
+        if each.status != GeotagStatus.ANSWERED and not each.contradicted and np.isfinite(each.fix[0]):
             _interpolate(
                 each,
                 Fix(seconds=0.0, lat_deg=float(each.fix[0]), lon_deg=float(each.fix[1]), error_m=float(each.fix[2])),
@@ -300,7 +303,7 @@ class Bar:
         level = needed if needed is not None else strictest[1] if strictest else 0.0
         return Bar(
             confidence=confidence,
-            sure=max(level, 0.5),
+            sure=max(min(level, precision), 0.5),
             proven=max(level, precision),
             factor=1.0 if needed is None else confidence.error_factor,
         )
@@ -316,7 +319,7 @@ def _along_paths(
     mistrusted = 0
     for run, name, path in zip(runs, names, paths, strict=True):
         chances = probabilities(path, reach, lookalikes, max_speed_mps=around.max_speed_mps)
-        against = path.sure & (chances[:, 0] < np.minimum(path.prior[:, 0], bar.sure))
+        against = path.sure & (chances[:, 0] < np.minimum(LESS * path.prior[:, 0], bar.sure))
         if len(run) > 1 and path.sure.sum() >= FEWEST and against.sum() > path.sure.sum() / 2:
             mistrusted += len(run)
             continue
@@ -353,16 +356,21 @@ def _runs(queries: pa.Table, decisions: list[Decision], around: Around) -> tuple
 
 def _path(run: Sequence[Decision], confidence: ConfidenceFit | None) -> Path:
     lat, lon, prior = (np.zeros((len(run), PLACES)) for _ in range(3))
+    match = np.full((len(run), PLACES), -1)
+    numbers: dict[str, int] = {}
     for number, each in enumerate(run):
         chances = _chances(each, confidence)
         for place, (group, chance) in enumerate(zip(each.groups, chances, strict=True)):
             lat[number, place], lon[number, place], prior[number, place] = group.lat_deg, group.lon_deg, chance
+            photo = each.candidates[int(group.agrees.argmax())]["image_id"]
+            match[number, place] = numbers.setdefault(photo, len(numbers))
     times = [_seconds(each) for each in run]
     return Path(
         seconds=np.nan_to_num(np.array(times)),  # a lone photo may have none
         lat_deg=lat,
         lon_deg=lon,
         prior=prior,
+        match=match,
         sure=np.array([each.status == GeotagStatus.ANSWERED for each in run]),
         track=np.array([each.fix for each in run]),
     )
@@ -419,7 +427,7 @@ def _why_against(run: Sequence[Decision], path: Path, number: int, around: Aroun
     took_s = np.abs(path.seconds - path.seconds[number])
     too_far = path.sure & (apart_m > reachable_m(took_s, around.max_speed_mps))
     if not too_far.any():
-        return "the photos taken before and after it make its place unlikely"
+        return "the photos taken before and after it speak against its place"
     refused = np.array([each.status != GeotagStatus.ANSWERED for each in run])
     other = min(np.flatnonzero(too_far).tolist(), key=lambda row: (refused[row], took_s[row], row))
     when = "later" if path.seconds[other] > path.seconds[number] else "before"

@@ -10,6 +10,8 @@ How rare agreement is among wrong places differs from map to map: in a town wher
 where a wrong answer is the next bend it is the rule. So it is learnt from the photos themselves: where a photo is sure of its
 place, its next best place is a wrong one, and how far off those are says how often wrong places would have fitted (`Lookalikes`).
 
+Photos of one moment, and places that rest on the same photo of the map, prove nothing to each other: they are wrong together.
+
 Letters: n photos, K places of each, s sure photos, m photos of the map.
 """
 
@@ -32,6 +34,9 @@ FASTER: Final = 0.1
 
 IMPOSSIBLE: Final = 1e-6
 """What is left of a path with an impossible step."""
+
+BURST_S: Final = 3.0
+"""Photos no further apart in time show the same; what makes one wrong makes the other wrong."""
 
 CLOCK_S: Final = 2.0
 """Times are told to the second, and cut off or rounded."""
@@ -64,6 +69,8 @@ class Path:
     lon_deg: Float64[np.ndarray, "n K"]
     prior: Float64[np.ndarray, "n K"]
     """How likely each place is by the photo alone; 0 where there is none. A row sums to less than 1."""
+    match: Int64[np.ndarray, "n K"]
+    """Number of the map's photo that each place rests on most."""
     sure: Bool[np.ndarray, " n"]
     """Whether the first place is an answer already."""
     track: Float64[np.ndarray, "n 3"]
@@ -201,7 +208,8 @@ def _links(path: Path, reach: Reach, lookalikes: Lookalikes, max_speed_mps: floa
             chance = np.maximum(_chance(path, reach, here, within)[:, :, None], _chance(path, reach, there, within)[:, None])
             rare = np.maximum(chance, lookalikes.share(within)[:, None, None])
             gain += np.where(apart <= within[:, None, None], likely / rare, 0.0)
-        links.append(np.log(gain))
+        same = (path.match[here, :, None] == path.match[there, None]) | (between_s <= BURST_S)[:, None, None]
+        links.append(np.log(np.where(same, np.minimum(gain, 1.0), gain)))
     return links
 
 

@@ -11,8 +11,8 @@ What the search found is then decided on for each promise in two ways: each phot
 | town-1, 2, 3 | sample cities with 400 stops | four walks of 120 |
 | mapillary | 4 of 5 frames of five drives | every 5th frame; **places and times are made up**: 15 m and 1 s a frame |
 
-An answer is right within 25 m. What `pipelines.locate.path` does was chosen on walks-1, walks-2 and mapillary; the towns
-were looked at afterwards, and nothing was changed for them.
+An answer is right within 25 m. What `pipelines.locate.path` does was chosen on walks-1, walks-2 and mapillary; no
+constant was fitted to the towns.
 
 Prints a Markdown table and writes `precision.json` and `risk-coverage.html`: how many answers are right when only the surest are
 given, alone and together. Photos and maps are kept below `out/bench/precision`.

@@ -92,6 +92,22 @@ def test_a_sure_answer_that_nobody_could_have_got_to_is_refused_with_the_photo_i
     assert sum(each.status == "answered" for each in found.values()) == 29
 
 
+def test_a_sure_answer_off_the_pace_of_a_walk_is_refused_where_the_path_makes_it_unlikely():
+    """400 m in ten seconds is a quick drive, and all others walk."""
+    found = decided(with_one(walk(30), 10, north_m=520, chance=0.96))["walk/010.jpg"]
+
+    assert found.status == "unknown"
+    assert found.location.reason == "the photos taken before and after it speak against its place"
+    assert found.location.probability is not None
+    assert found.location.probability < 0.91
+
+
+def test_copies_of_a_photo_prove_nothing_to_each_other():
+    copies = [Shot(name=f"copies/{number}.jpg", seconds=number % 3, north_m=120.0, chance=0.7) for number in range(12)]
+
+    assert {each.status for each in decided([*walk(30), *copies]).values() if each.row["uri"].startswith("copies")} == {"unknown"}
+
+
 def test_of_two_photos_that_contradict_each_other_neither_is_answered():
     """100 km in a minute."""
     shots = [walk(2)[0], replace(walk(2)[1], seconds=60.0, north_m=90_000)]
@@ -286,9 +302,11 @@ def test_a_camera_on_summer_time_needs_its_offset():
     assert notes(shots, Around(tracks=a_track()))[0].startswith("error: ")
 
 
-def test_a_track_that_contradicts_most_photos_is_not_used():
+@pytest.mark.parametrize("off_m", [9000.0, 100.0])
+def test_a_track_that_contradicts_most_photos_is_not_used(off_m: float):
+    """The second is that of a clock a minute wrong."""
     shots = walk(30)
-    away = Around(tracks=a_track(off_m=9000.0), use_track=True)
+    away = Around(tracks=a_track(off_m=off_m), use_track=True)
 
     assert statuses(decided(shots, away)) == {"answered"}
     assert notes(shots, away)[0].startswith("error: 30 of 30 photos that are sure of their place were taken elsewhere than")

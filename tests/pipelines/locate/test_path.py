@@ -1,6 +1,7 @@
 """Paths through candidate places, on a plane of metres round Lund; small ones are checked against all paths there are."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -31,6 +32,7 @@ def a_path(photos: Sequence[Sequence[Place]], *, every_s: float = 10.0, sure: Se
         lat_deg=lat,
         lon_deg=np.full(lat.shape, LON_DEG),
         prior=prior,
+        match=np.arange(prior.size).reshape(prior.shape),
         sure=np.isin(np.arange(len(photos)), sure),
         track=np.full((len(photos), 3), np.nan),
     )
@@ -95,6 +97,17 @@ def test_where_wrong_places_fit_too_a_path_proves_little(share: float, most: flo
 
     assert middle <= most
     assert middle >= 0.6 - 1e-9
+
+
+def test_photos_of_one_moment_and_of_one_photo_of_the_map_prove_nothing_to_each_other():
+    """They would be wrong together; that nobody is in two places at once still holds."""
+    street = [[(0.0, 0.6)], [(10.0, 0.6)], [(20.0, 0.6)]]
+    one_match = replace(a_path(street), match=np.zeros((3, 1), np.int64))
+
+    assert chances(a_path(street, every_s=4))[:, 0].min() > 0.85
+    assert chances(a_path(street, every_s=1))[1, 0] == pytest.approx(0.6)
+    assert chances(one_match)[:, 0] == pytest.approx(np.full(3, 0.6))
+    assert chances(a_path([[(0, 0.6)], [(90_000, 0.6)]], every_s=1))[:, 0].max() < 0.5
 
 
 def test_few_sure_photos_prove_nothing():
@@ -164,6 +177,7 @@ def test_backwards_it_is_the_same(path: Path):
         lat_deg=path.lat_deg[::-1],
         lon_deg=path.lon_deg[::-1],
         prior=path.prior[::-1],
+        match=path.match[::-1],
         sure=path.sure[::-1],
         track=path.track,
     )
