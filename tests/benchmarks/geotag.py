@@ -59,7 +59,7 @@ from pipelines.query.answering import answer_catalog
 from pipelines.query.opened_map import OpenedMap
 from pipelines.query.worker import QueryWorker
 from schemas.results import RESULTS
-from tests.benchmarks.query import CEPH, SEED, MadeUpPhotos, machine, _say, ceph, place_for_map, write_map
+from tests.benchmarks.query import CEPH, SEED, MadeUpPhotos, _say, ceph, machine, place_for_map, write_map
 from tests.benchmarks.recall_sets import WORK
 
 STREET: Final = Path(__file__).parents[3] / "shared" / "data" / "street" / "lund"
