@@ -32,10 +32,11 @@ from pipelines.locate.impossible import covered_box, why_impossible
 from pipelines.locate.path import FAR_OFF, Lookalikes, Path, Reach, metres, pace_mps, probabilities, reachable_m
 from pipelines.locate.position import Group, Location, PositionConfig, Vote, groups_of
 from pipelines.locate.sequences import is_usable, sequences_of
-from pipelines.query.answering import Answers
+from pipelines.query.answering import COVERAGE_POINTS, Answers
 from pipelines.query.prior import Prior
 from schemas.calibration import ConfidenceFit
 from schemas.geotags import GeotagStatus
+from schemas.manifest import BBox
 
 MAX_SPEED_MPS: Final = 150 / 3.6
 """Nobody drives quicker from one photo to the next."""
@@ -122,7 +123,7 @@ def decide_together(answers: Answers, config: PositionConfig, around: Around) ->
     notes = _set_fixes(decisions, around)
     if around.never_in is not None:
         _withhold(decisions, around.never_in)
-    covered = covered_box(answers.coverage["lat_deg"].to_numpy(), answers.coverage["lon_deg"].to_numpy())
+    covered = _covered(answers)
     _refuse_impossible(decisions, covered)
     if around.sequences or around.tracks:
         notes += _along_paths(answers, decisions, config, confidence, around)
@@ -185,11 +186,18 @@ def _share(decisions: Sequence[Decision], duplicates: Mapping[str, str]) -> None
             copy.row |= {"lat_deg": None, "lon_deg": None}
 
 
-def _refuse_impossible(decisions: Sequence[Decision], covered: tuple[float, float, float, float] | None) -> None:
+def _refuse_impossible(decisions: Sequence[Decision], covered: BBox | None) -> None:
     for each in decisions:
         lat_deg, lon_deg = each.location.lat_deg, each.location.lon_deg
         if lat_deg is not None and lon_deg is not None and (reason := why_impossible(lat_deg, lon_deg, covered)):
             _refuse(each, reason)
+
+
+def _covered(answers: Answers) -> BBox | None:
+    """Draw a box round the map's photos; coverage that was thinned may lack remote ones, which candidates then make up for."""
+    tables = [answers.coverage] if len(answers.coverage) < COVERAGE_POINTS else [answers.coverage, answers.results]
+    lat_deg, lon_deg = (np.concatenate([table[name].to_numpy() for table in tables]) for name in ("lat_deg", "lon_deg"))
+    return covered_box(lat_deg, lon_deg)
 
 
 def _withhold(decisions: Sequence[Decision], region: Region) -> None:

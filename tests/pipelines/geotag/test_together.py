@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from pipelines.geotag import together
 from pipelines.geotag.together import ALONE, Around, Decision, decide_together
 from pipelines.geotag.tracks import Tracks
 from pipelines.locate.between import Fix
@@ -321,6 +322,13 @@ def test_an_answer_outside_of_the_map_is_refused():
 
     assert found.status == "unknown"
     assert found.location.reason == "the position found lies more than 1 km outside of the box round the map's photos"
+
+
+def test_what_a_large_map_says_of_a_remote_corner_is_no_impossible_answer(monkeypatch: pytest.MonkeyPatch):
+    """Of a large map only every so many photos are kept as coverage."""
+    monkeypatch.setattr(together, "COVERAGE_POINTS", 1000)
+
+    assert decided([Shot(name="a/1.jpg", seconds=None, north_m=300_000, chance=0.99)])["a/1.jpg"].status == "answered"
 
 
 def test_the_same_archive_in_another_order_is_decided_the_same():
