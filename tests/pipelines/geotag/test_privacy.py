@@ -20,12 +20,15 @@ from infra.storage import open_storage
 from pipelines.build.build import run_build
 from pipelines.build.request import BuildRequest
 from pipelines.catalog.sample_city.photos import write_sample_city
+from pipelines.geotag.decisions import apply_decisions
 from pipelines.geotag.geotag import GeotagRequest, run_geotag
 from pipelines.geotag.regions import WITHHELD
 from pipelines.query.opened_map import OpenedMap
 from pipelines.report.page import write_report
+from schemas.decisions import Decision, Decisions
 from schemas.errors import CatalogError
 from schemas.images import image_id
+from schemas.manifest import encode_json
 
 SETTINGS = Settings(threads=1)
 
@@ -160,6 +163,39 @@ def test_where_no_answer_may_be_given_nothing_is_told(town: Town, home: tuple[Pa
     assert write_report(tmp_path, settings=SETTINGS).exists()
     asked = {row["image_id"] for uri, row in queries.items() if uri in withheld}
     assert not asked & set(pq.read_table(tmp_path / "results.parquet")["query_id"].to_pylist())
+
+
+def test_private_answers_are_nothing_that_a_later_run_starts_from_and_what_was_there_before_goes(
+    town: Town, home: tuple[Path, shapely.Polygon], tmp_path: Path
+):
+    """Else the answers of a redacted run would be those of photos without candidates, for ever."""
+    plain = {row["uri"]: row for row in pq.read_table(town.plain / "geotags.parquet").to_pylist()}
+    file, area = home
+
+    geotag(town.map, town.queries, tmp_path)
+    geotag(town.map, town.queries, tmp_path, redact=True)
+    assert named_in(tmp_path, town.names) == set()
+    geotag(town.map, town.queries, tmp_path, never_in=str(file))
+    assert placed_in(tmp_path, area) == set()
+    assert geotag(town.map, town.queries, tmp_path) == plain
+
+
+def test_what_may_not_be_told_is_not_told_by_a_decision_of_before(town: Town, home: tuple[Path, shapely.Polygon], tmp_path: Path):
+    file, area = home
+    withheld = {
+        uri for uri, row in geotag(town.map, town.queries, tmp_path, never_in=str(file)).items() if row["reason"] == WITHHELD
+    }
+    found = geotag(town.map, town.queries, tmp_path)
+    said = [Decision(query_id=row["query_id"], uri=uri, decision="accept") for uri, row in found.items() if row["lat_deg"]]
+    (tmp_path / "saved.json").write_bytes(encode_json(Decisions(decisions=said)))
+    apply_decisions(str(tmp_path), tmp_path / "saved.json", SETTINGS)
+
+    again = geotag(town.map, town.queries, tmp_path, never_in=str(file))
+
+    assert {each.uri for each in said} & withheld
+    assert placed_in(tmp_path, area) - {"decisions.json"} == set()  # that file is the person's own
+    assert {again[uri]["status"] for uri in withheld} == {"unknown"}
+    assert {row["status"] for uri, row in again.items() if uri in {each.uri for each in said} - withheld} == {"accepted"}
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", '{"type": "Point", "coordinates": [2.7, 54.7]}'])

@@ -336,3 +336,21 @@ def test_the_same_archive_in_another_order_is_decided_the_same():
     one, other = decided(shots), decided(shots[::-1])
 
     assert {name: each.location for name, each in one.items()} == {name: each.location for name, each in other.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- copies
+
+
+def test_copies_have_the_answer_of_their_original_wherever_they_lie():
+    """One stands in a walk that proves it, the other one alone in a folder of its own."""
+    shots = [*with_one(walk(30), 10, chance=0.7), replace(walk(30)[10], name="elsewhere/copy.jpg", chance=0.7)]
+    answers = answers_of(shots)
+    of = dict(zip(answers.queries["uri"].to_pylist(), answers.queries["image_id"].to_pylist(), strict=True))
+
+    decisions, _ = decide_together(replace(answers, duplicates={of["elsewhere/copy.jpg"]: of["walk/010.jpg"]}), CONFIG, Around())
+    by_name = {each.row["uri"]: each for each in decisions}
+
+    copy, original = by_name["elsewhere/copy.jpg"], by_name["walk/010.jpg"]
+    assert original.status == "answered"
+    assert (copy.location, copy.status, copy.matched) == (original.location, original.status, original.matched)
+    assert (copy.duplicate_of, original.duplicate_of) == (of["walk/010.jpg"], None)
