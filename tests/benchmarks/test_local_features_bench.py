@@ -72,7 +72,7 @@ def test_a_variant_is_what_the_encoder_keeps(step: int):
     """The network with seeded weights, asked for all patches and for every second row and column of them."""
     recipe = replace(tiny(), local_precision="int4", local_patch_step=step)
     photo = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    (encoded,) = Encoder(recipe, device="cpu").encode([photo])
+    (encoded,) = Encoder(recipe, device="cpu", arithmetic="float32").encode([photo])
     network = build(tiny(), checked_state(tiny(), seeded_weights(tiny())))
     kept = derive(float_features(network, photo), Variant(features=recipe.max_local_features, step=step, dim=recipe.local_dim))
 

@@ -22,8 +22,8 @@ def in_tars(folder: Path, target: Path, *, shards: int) -> Path:
 
 
 def geotags(folio: Callable[..., Ran], city: City, photos: Path, out: Path) -> dict[str, dict[str, Any]]:
-    """Geotag photos: what is said of each, by file name."""
-    ran = folio("geotag", city.map, photos, "--out", out)
+    """Geotag photos, each for itself, as those of one folder lie in several tars: what is said of each, by file name."""
+    ran = folio("geotag", city.map, photos, "--out", out, "--alone")
     assert ran.code == 0, ran.err
     dropped = ["query_id", "uri", "root"]
     table = pq.read_table(out / "geotags.parquet")

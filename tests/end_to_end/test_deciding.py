@@ -111,7 +111,7 @@ def test_a_later_run_keeps_what_was_decided(geotagged: Path, city: City, folio: 
     (tmp_path / "decisions.json").write_text(json.dumps({"format_version": 1, "decisions": [said]}))
     assert folio("geotag", "--out", geotagged, "--apply", tmp_path / "decisions.json").code == 0
 
-    ran = folio("geotag", city.map, Path(row["root"]) / "archive0", "--out", geotagged)
+    ran = folio("geotag", city.map, Path(row["root"]) / row["uri"].partition("/")[0], "--out", geotagged)
 
     assert "decided by hand before" in ran.out
     after = geotags_of(geotagged)[row["query_id"]]

@@ -22,6 +22,11 @@ FLAGS = [
     *("--host-resolver-rules=MAP * ~NOTFOUND", "--disable-dev-shm-usage"),
 ]
 PATIENCE_S = 60.0
+LEFT = "Inspected target navigated or closed"
+
+
+class LeftPageError(Exception):
+    """The page was left before it could answer."""
 
 
 class Page:
@@ -40,6 +45,8 @@ class Page:
         while True:
             message = json.loads(self._socket.recv(timeout=PATIENCE_S))
             if message.get("id") == self._sent:
+                if message.get("error", {}).get("message") == LEFT:
+                    raise LeftPageError
                 assert "error" not in message, message["error"]
                 return message["result"]
             self.events.append(message)
@@ -54,8 +61,17 @@ class Page:
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
+    def reload(self) -> None:
+        self.command("Page.reload")
+
     def wait_for(self, condition: str) -> None:
-        wait_until(lambda: self.run(f"Boolean({condition})"), condition)
+        wait_until(lambda: self._holds(condition), condition)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.run(f"Boolean({condition})"))
+        except LeftPageError:  # asked while one page gave way to the next
+            return False
 
     def text(self, selector: str) -> str:
         return self.run(f"document.querySelector({json.dumps(selector)}).innerText")

@@ -200,7 +200,7 @@ def test_what_is_saved_is_what_apply_reads_and_can_be_loaded_again(page: Page, t
     assert page.text("#count") == "2 decided"
 
     page.run("localStorage.clear()")
-    page.run("location.reload()")
+    page.reload()
     page.wait_for("document.readyState === 'complete' && document.getElementById('count').textContent === '0 decided'")
     page.choose_file("#load", file)
     page.wait_for("document.getElementById('count').textContent === '2 decided'")
