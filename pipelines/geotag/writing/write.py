@@ -47,6 +47,7 @@ from pipelines.geotag.writing.journal import (
 from pipelines.geotag.writing.statement import EXIF_NS, FOLIO_NS, NotWritten, Statement, statement_of
 from pipelines.geotag.writing.xmp import EMPTY, merge, read_properties
 from schemas.errors import CatalogError, ObjectMissing
+from schemas.geotags import GeotagStatus
 
 REPORT: Final = "writes.csv"
 
@@ -96,6 +97,8 @@ class WriteSummary(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     """Sidecars; in a dry run, those that would be. Likewise below."""
     changed: int
+    unproven: int
+    """Of both, those that no person decided on and whose probability nobody knows: the map is not calibrated."""
     left: dict[str, int]
     """Files left as they are, by reason."""
     report: str
@@ -109,6 +112,12 @@ class WriteSummary(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.photos:,} photos: {self.created:,} {files} {would}created, {self.changed:,} {would}changed, "
             f"{sum(self.left.values()):,} left alone{f' ({reasons})' if reasons else ''}; see {self.report}"
         ]
+        if self.unproven:
+            lines.insert(
+                0,
+                f"note: {self.unproven:,} of these positions are from a map that is not calibrated: how often they are right is "
+                "not known. Look at them first: folio report",
+            )
         if self.dry_run:
             return [*lines, "nothing was written: this was a dry run. To write: the same with --no-dry-run"]
         if self.resumed:
@@ -178,9 +187,15 @@ def run_writing(request: WriteRequest, settings: Settings) -> WriteSummary:
         photos=len(rows),
         created=by_outcome[CREATED],
         changed=by_outcome[CHANGED],
+        unproven=sum(map(_is_unproven, rows, outcomes)),
         left=dict(Counter(each.reason for each in outcomes if each.outcome == LEFT).most_common()),
         report=f"{request.out.rstrip('/')}/{REPORT}",
     )
+
+
+def _is_unproven(row: dict[str, Any], outcome: _Outcome) -> bool:
+    by_machine = row["status"] in (GeotagStatus.ANSWERED.value, GeotagStatus.INTERPOLATED.value)
+    return outcome.outcome != LEFT and by_machine and row["probability"] is None
 
 
 class _Writer:

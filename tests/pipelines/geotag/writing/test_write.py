@@ -54,6 +54,20 @@ def test_a_dry_run_writes_the_plan_and_nothing_else(archive: Path, geotagged: Ge
     assert report(out)["ö.jpg"]["outcome"] == ("created" if kind == "sidecar" else "changed")
 
 
+@pytest.mark.parametrize(
+    ("changes", "unproven"),
+    [({}, 0), ({"probability": None}, 3), ({"probability": None, "status": "accepted"}, 0), ({"status": "unknown"}, 0)],
+)
+def test_positions_whose_probability_nobody_knows_are_counted_before_and_after_they_are_written(
+    geotagged: Geotagged, changes: dict[str, Any], unproven: int
+):
+    out = geotagged(**changes)
+
+    for summary in (run(out, "sidecar", dry_run=True), run(out, "sidecar")):
+        assert summary.unproven == unproven
+        assert any("is not calibrated" in line for line in summary.lines()) == bool(unproven)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_planned_is_what_is_done_and_undo_takes_it_back(archive: Path, geotagged: Geotagged, kind: str):
     out, before = geotagged(), content(archive)
