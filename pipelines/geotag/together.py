@@ -30,7 +30,7 @@ from pipelines.locate.decide import locate, needed_probability, place_of, strict
 from pipelines.locate.holding_back import RADIUS_M
 from pipelines.locate.impossible import covered_box, why_impossible
 from pipelines.locate.path import FAR_OFF, Lookalikes, Path, Reach, metres, pace_mps, probabilities, reachable_m
-from pipelines.locate.position import Group, Location, PositionConfig, Vote, groups_of
+from pipelines.locate.position import FOREIGN_SCORES, Group, Location, PositionConfig, Vote, groups_of
 from pipelines.locate.sequences import is_usable, sequences_of
 from pipelines.query.answering import COVERAGE_POINTS, Answers
 from pipelines.query.prior import Prior
@@ -119,6 +119,8 @@ def decide_together(answers: Answers, config: PositionConfig, around: Around) ->
         The decisions in the order of the queries, and what a person should know of the times and tracks.
     """
     confidence = answers.calibration.confidence if answers.calibration else None
+    foreign = FOREIGN_SCORES.get(answers.facts["model"], 0.0)
+    config = replace(config, min_local_score=max(config.min_local_score, foreign))
     decisions = _alone(answers, config, confidence, most=PLACES if around.sequences or around.tracks else 1)
     notes = _set_fixes(decisions, around)
     if around.never_in is not None:

@@ -85,6 +85,9 @@ def _disagreement(votes: Sequence[Vote], group: Group, config: PositionConfig) -
         return f"candidates disagree: the largest group holds {group.support:.0%} of the evidence, {needed}"
     if votes[0].matches < config.min_matches:
         return f"only {votes[0].matches} local features match, {config.min_matches} are needed"
+    if votes[0].local_score < config.min_local_score:
+        found = f"its local features match by {votes[0].local_score:.3f} of 1, {config.min_local_score:g} is needed"
+        return f"{found}: it most likely shows another place altogether"
     return None
 
 

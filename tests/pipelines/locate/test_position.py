@@ -141,6 +141,14 @@ def test_the_best_supported_place_is_told_also_where_it_is_not_given():
     assert location.best_error_m is not None
 
 
+@pytest.mark.parametrize(("local_score", "known"), [(0.079, False), (0.08, True)])
+def test_a_photo_that_matches_too_little_for_its_network_shows_another_place(local_score: float, known: bool):
+    location = locate([replace(vote(LUND, 0, 0), local_score=local_score)], replace(CONFIG, min_local_score=0.08))
+
+    assert (location.reason is None) == known
+    assert known or "0.079 of 1, 0.08 is needed: it most likely shows another place" in str(location.reason)
+
+
 def test_just_enough_matches_are_enough():
     assert locate([vote(LUND, 0, 0, matches=4)], CONFIG).reason is None
 
