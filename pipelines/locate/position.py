@@ -17,9 +17,11 @@ from pyproj import Geod
 WGS84 = Geod(ellps="WGS84")
 
 FOREIGN_SCORES: Final[Mapping[str, float]] = MappingProxyType({"folio-small": 0.08})
-"""By recipe: the S'_l below which a photo shows nothing that the map knows. Chosen for `folio-small` on 178 photos of anything else
-than a street (cameras' test files, asked of a street in Lund), whose best candidates have at most 0.077; of 1,646 photos whose best
-candidate is right (three made-up towns, three cities, Lund, drives) 1,644 have more. Nothing is known of other networks."""
+"""By recipe: the S'_l below which a photo shows nothing that the map knows. Nothing is known of other networks.
+
+Chosen for `folio-small` on 178 photos of anything else than a street (cameras' test files, asked of a street in Lund), whose best
+candidates have at most 0.077; of 1,646 photos whose best candidate is right (three made-up towns, three cities, Lund, drives) 1,644
+have more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
