@@ -178,6 +178,8 @@ class Encoder:
         """
         if self.is_on_cpu:
             return _one_a_thread(lambda photo: self._encoded(self._network.extract(photo.unsqueeze(0)), 0), photos)
+        if not photos:  # a chunk of which none decodes
+            return []
         try:
             self._batch.fit(lambda: self._memory_for(photos[0]))
             return in_batches(photos, self._batch, self._encode_batch)
