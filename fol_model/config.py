@@ -244,12 +244,12 @@ class PoolConfig:
 class RerankConfig:
     """How the candidates of a pool are put in order (section 10.5).
 
-    Letters: S_g global cosine, S_l local similarity, S'_l the same scaled to 0..1.
+    Letters: S_g global cosine, S_l local similarity, D'_l what of it sets a candidate apart from the others, 0..1.
     """
 
     mode: Literal["adaptive", "count", "paper"] = "adaptive"
     """`count`: the number of matches, as FoL. `paper`: gamma S_g + S_l, as FoL++. `adaptive`: S_g above the background, and
-    `local_weight` S'_l: where the globally best are level the local features decide, where one leads they rarely can."""
+    `local_weight` D'_l: where the globally best are level the local features decide, where one leads they rarely can."""
 
     min_cosine: float = 0.7
     """Features match above this cosine. Higher: fewer, surer matches."""
@@ -267,8 +267,8 @@ class RerankConfig:
     """`affine`: only pairs count that one affine map explains (`geometry.consistent`): an eighth more work a candidate, better on
     some photos and worse on others; see README.md. Needs the extra `geometry`."""
 
-    local_weight: float = 1.0
-    """Weight of S'_l in mode `adaptive`; see README.md."""
+    local_weight: float = 4.0
+    """Weight of D'_l (`reranking.ranking_scores`) in mode `adaptive`; see README.md."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_cosine <= 1:

@@ -22,7 +22,7 @@ from fol_model.matching import LARGEST_CODE, blocks_of, from_stored, to_codes
 from fol_model.network import Extraction
 from fol_model.preprocessing import prepare
 from fol_model.recipes import recipe_named
-from fol_model.reranking import Comparison, LocalSide, best_first, compare, fused_scores
+from fol_model.reranking import Comparison, LocalSide, best_first, compare, fused_scores, ranking_scores
 from fol_model.scheduling import pool_size
 from fol_model.weights import State, build, checked_state, fingerprint, load_safetensors, seeded_weights, shipped_weights
 
@@ -334,8 +334,11 @@ class Reranked:
     local_scores: Float32[np.ndarray, " K"]
     """By mode. `adaptive`: S'_l, from 0 to 1. `paper`: S_l. `count`: the matches."""
 
+    ranking_scores: Float64[np.ndarray, " K"]
+    """By what of that the order is made: D'_l in mode `adaptive`, from 0 to S'_l; in the others `local_scores`."""
+
     scores: Float32[np.ndarray, " K"]
-    """What the order is made by; `scores[order]` falls. S_g above the background and weighted S'_l in mode `adaptive`, the number
+    """What the order is made by; `scores[order]` falls. S_g above the background and weighted D'_l in mode `adaptive`, the number
     of matches in `count`, gamma S_g + S_l in `paper`."""
 
     matched_patches: UInt8[np.ndarray, "_ 4"]
@@ -380,13 +383,14 @@ class Reranker:
         here = self._side(query, as_codes=query.features.dtype == np.int8)
         blocks = [candidates[block] for block in blocks_of(here.features, [len(one.reliability) for one in candidates])]
         compared = _one_a_thread(lambda block: self._compare(here, block), blocks)
-        local = np.concatenate([np.empty(0), *(one.local_scores for one in compared)])
-        scores = fused_scores(self.config, cosines, local)
+        ranking = ranking_scores(compared, self.config)
+        scores = fused_scores(self.config, cosines, ranking)
         order = best_first(scores, self.config)
         return Reranked(
             order=order,
             matches=np.concatenate([np.empty(0, np.int32), *(one.matches for one in compared)]),
-            local_scores=local.astype(np.float32),
+            local_scores=np.concatenate([np.empty(0), *(one.local_scores for one in compared)]).astype(np.float32),
+            ranking_scores=ranking,
             scores=scores,
             matched_patches=_drawn(query, candidates, compared, int(order[0])) if len(order) else np.empty((0, 4), np.uint8),
         )

@@ -27,8 +27,8 @@ BLOCK: Final = 2**19
 
 LARGEST_CODE: Final = {"int4": 7, "int8": 127}
 
-_NOBODY: Final = -2.0
-"""Below every cosine: what padding has."""
+NOBODY: Final = -2.0
+"""Below every cosine: what padding has, and features where there is nothing to match."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +76,9 @@ class Matches:
     counts: Int64[np.ndarray, " K"]
     """How many pairs each candidate has."""
 
+    nearest: Float32[np.ndarray, "K Q"]
+    """The highest cosine of each query feature in each candidate, paired or not; `NOBODY` where a candidate has no features."""
+
     def only(self, kept: Bool[np.ndarray, " p"]) -> "Matches":
         """Keep some pairs."""
         place = self.place[kept]
@@ -85,6 +88,7 @@ class Matches:
             candidate=self.candidate[kept],
             cosine=self.cosine[kept],
             counts=np.bincount(place, minlength=len(self.counts)),
+            nearest=self.nearest,
         )
 
 
@@ -162,32 +166,33 @@ def match_block(query: Features, candidates: Sequence[Features], *, min_cosine: 
     if not len(query) or not widest:
         none = np.empty(0, np.int64)
         counts = np.zeros(len(candidates), np.int64)
-        return Matches(place=none, query=none, candidate=none, cosine=np.empty(0, np.float32), counts=counts)
+        nearest = np.full((len(candidates), len(query)), NOBODY, np.float32)
+        return Matches(place=none, query=none, candidate=none, cosine=np.empty(0, np.float32), counts=counts, nearest=nearest)
     columns, column_scale, is_padding = _side_by_side(candidates, widest)
     step = max(1, BLOCK // len(columns))
     choice, best = [], []
-    highest = np.full(len(columns), _NOBODY, np.float32)
+    highest = np.full(len(columns), NOBODY, np.float32)
     for start in range(0, len(query), step):
         cosine = _cosines(query, columns, column_scale, slice(start, start + step))  # (rows, K * widest)
         if is_padding is not None:
-            cosine.masked_fill_(is_padding, _NOBODY)
+            cosine.masked_fill_(is_padding, NOBODY)
         highest = np.maximum(highest, cosine.amax(dim=0).cpu().numpy())
         row_choice, row_best = _first_of_highest(cosine.view(len(cosine), len(candidates), widest))
         choice.append(row_choice)
         best.append(row_best)
     favourite, cosines = np.concatenate(choice).T, np.concatenate(best).T  # (K, Q)
     chosen_back = cosines == np.take_along_axis(highest.reshape(len(candidates), widest), favourite, axis=1)
-    place, row = np.nonzero(chosen_back & (cosines > max(min_cosine, _NOBODY)))
+    place, row = np.nonzero(chosen_back & (cosines > max(min_cosine, NOBODY)))
     column = favourite[place, row]
     kept = np.sort(np.unique(place * widest + column, return_index=True)[1])  # of equal rows that chose a column, the first
     place, row, column = place[kept], row[kept], column[kept]
     counts = np.bincount(place, minlength=len(candidates))
-    return Matches(place=place, query=row, candidate=column, cosine=cosines[place, row], counts=counts)
+    return Matches(place=place, query=row, candidate=column, cosine=cosines[place, row], counts=counts, nearest=cosines)
 
 
 def is_lone_pair(query: Features, candidate: Features) -> bool:
     """Say whether only one pair of features chose each other, however similar they are: FoL counts it as none."""
-    return int(match_block(query, [candidate], min_cosine=_NOBODY).counts[0]) == 1
+    return int(match_block(query, [candidate], min_cosine=NOBODY).counts[0]) == 1
 
 
 def mutual_pairs(query: Float[Tensor, "Q D"], candidate: Float[Tensor, "C D"]) -> Pairs:
@@ -197,7 +202,7 @@ def mutual_pairs(query: Float[Tensor, "Q D"], candidate: Float[Tensor, "C D"]) -
         query: L2-normalised features of one photo; may be empty. Of equally near ones the first is chosen.
         candidate: the same for the other photo.
     """
-    found = match_block(Features(vectors=query.detach()), [Features(vectors=candidate.detach())], min_cosine=_NOBODY)
+    found = match_block(Features(vectors=query.detach()), [Features(vectors=candidate.detach())], min_cosine=NOBODY)
     row, column, cosine = (torch.from_numpy(one).to(query.device) for one in (found.query, found.candidate, found.cosine))
     return Pairs(query=row, candidate=column, cosine=cosine)
 

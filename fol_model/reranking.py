@@ -1,22 +1,36 @@
 """Say how alike two photos are by their local features, and put a pool of candidates in order by it and their global cosine.
 
 `inference.Reranker` calls this; the modes are those of `config.RerankConfig`. Sources: FoL (count), FoL++ (reliability-weighted
-sum, paper), our design (bounded similarity, adaptive).
+sum, paper), our design (bounded similarity, distinct similarity, adaptive).
 
-Letters: S_g global cosine, mu its background, S_l local similarity, S'_l the same in 0..1, R reliability, p mutual pairs, K pool
-size.
+Letters: S_g global cosine, mu its background, S_l local similarity, S'_l the same in 0..1, D'_l what of it sets a candidate apart
+from the others, R reliability, p mutual pairs, K pool size, Q features of the query.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
 from fol_model.config import RerankConfig
 from fol_model.geometry import consistent
-from fol_model.matching import Features, Matches, is_lone_pair, match_block
+from fol_model.matching import NOBODY, Features, Matches, is_lone_pair, match_block
 from fol_model.scheduling import background
+
+COMPARED: Final = 20
+"""So many of the globally best candidates say what a feature of the query finds anywhere. So whom a pool holds beside these does
+not change the score of any other."""
+
+COMMON: Final = 1.0
+"""A match at most so many deviations above what its feature finds elsewhere counts nothing: any street has it ..."""
+
+DISTINCT: Final = 4.0
+"""... and from so many on it counts in full. Both, and the weight 4, were chosen on the sets of fol_model/README.md."""
+
+LEAST_DEVIATION: Final = 0.02
+"""Of a feature's cosines: those of a feature that finds the same everywhere differ by rounding, which must not count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +79,9 @@ class Comparison:
     weights: Float32[np.ndarray, " p"]
     """What each of them adds to S_l."""
 
+    possible: Float64[np.ndarray, " K"]
+    """sqrt(sum R_q * sum R_c), the highest that S_l can be."""
+
     def strongest_first(self, place: int) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
         """Give the matched features of one candidate, of the query and its own, by falling weight."""
         mine = np.flatnonzero(self.pairs.place == place)
@@ -78,6 +95,7 @@ def compare(query: LocalSide, candidates: Sequence[LocalSide], config: RerankCon
     if config.geometry == "affine":
         pairs = pairs.only(consistent(pairs, query.places, [candidate.places for candidate in candidates]))
     weights = pair_weights(pairs, query, candidates, cosine_weight=config.cosine_weight)
+    possible = np.sqrt(np.array([query.total * candidate.total for candidate in candidates], np.float64))
     matches = pairs.counts
     local = np.bincount(pairs.place, weights=weights.astype(np.float64), minlength=len(candidates)).astype(np.float64)
     if config.mode == "count":
@@ -87,8 +105,8 @@ def compare(query: LocalSide, candidates: Sequence[LocalSide], config: RerankCon
         matches[lone] = 0
         local = matches.astype(np.float64)
     elif config.mode == "adaptive":
-        local = bounded_similarity(local, query, candidates)
-    return Comparison(matches=matches.astype(np.int32), local_scores=local, pairs=pairs, weights=weights)
+        local = bounded_similarity(local, possible)
+    return Comparison(matches=matches.astype(np.int32), local_scores=local, pairs=pairs, weights=weights, possible=possible)
 
 
 def pair_weights(
@@ -103,14 +121,72 @@ def pair_weights(
 
 
 def bounded_similarity(
-    local_similarity: Float64[np.ndarray, " K"], query: LocalSide, candidates: Sequence[LocalSide]
+    local_similarity: Float64[np.ndarray, " K"], possible: Float64[np.ndarray, " K"]
 ) -> Float64[np.ndarray, " K"]:
     """Scale S_l to S'_l in 0..1, so that it depends neither on the number of features nor on what a photo shows.
 
     S'_l = S_l / sqrt(sum R_q * sum R_c): at most 1 by Cauchy-Schwarz, as pairs are one to one. 0 where nothing is reliable.
     """
-    possible = np.sqrt(np.array([query.total * candidate.total for candidate in candidates]))
     return np.where(possible > 0, local_similarity / np.where(possible > 0, possible, 1), 0.0)
+
+
+def ranking_scores(pool: Sequence[Comparison], config: RerankConfig) -> Float64[np.ndarray, " K"]:
+    """Say by what of their local features the candidates of a pool are ordered.
+
+    Mode `adaptive`: D'_l, which is S'_l with each pair weighed by how far its cosine lies above what its feature of the query
+    finds in other candidates, from 0 at `COMMON` deviations to 1 at `DISTINCT`. Windows, kerbs and foliage match everywhere and
+    say nothing of where. Alone in its pool, a candidate has D'_l = S'_l. The other modes: the local scores. (That a match counts
+    by its lead over other images is the idea of local naive Bayes nearest neighbours, McCann and Lowe, CVPR 2012.)
+
+    Args:
+        pool: the candidates compared with one query, in global order.
+        config: of the comparison.
+    """
+    if config.mode != "adaptive" or not pool:
+        return np.concatenate([np.empty(0), *(one.local_scores for one in pool)])
+    elsewhere = _first_rows([one.pairs.nearest for one in pool], COMPARED)
+    scores, before = [], 0
+    for one in pool:
+        lead = _deviations_above(one.pairs, elsewhere, one.pairs.place + before < COMPARED)
+        counted = one.weights * np.clip((lead - COMMON) / (DISTINCT - COMMON), 0, 1)
+        similarity = np.bincount(one.pairs.place, weights=counted, minlength=len(one.matches)).astype(np.float64)
+        scores.append(bounded_similarity(similarity, one.possible))
+        before += len(one.matches)
+    return np.concatenate(scores)
+
+
+def _first_rows(blocks: Sequence[Float32[np.ndarray, "_ Q"]], count: int) -> Float64[np.ndarray, "n Q"]:
+    """Take the first rows of blocks that lie one below the other, without those of candidates that have no features."""
+    first, missing = [], count
+    for block in blocks:
+        if missing <= 0:
+            break
+        first.append(block[:missing])
+        missing -= len(block)
+    rows = np.concatenate(first).astype(np.float64)
+    return rows[(rows > NOBODY).any(axis=1)]
+
+
+def _deviations_above(
+    pairs: Matches, nearest: Float64[np.ndarray, "n Q"], is_one_of_them: Bool[np.ndarray, " p"]
+) -> Float64[np.ndarray, " p"]:
+    """Say how far each pair's cosine lies above the mean of what its feature of the query finds in other candidates.
+
+    Args:
+        pairs: of several candidates.
+        nearest: the highest cosine of each query feature in each of those to compare with.
+        is_one_of_them: whether a pair's own candidate is among them; then it is left out.
+
+    Returns:
+        In deviations of the others; infinite where there are none.
+    """
+    own = np.where(is_one_of_them, pairs.cosine, 0).astype(np.float64)
+    others = len(nearest) - is_one_of_them
+    some = np.maximum(others, 1)
+    mean = (nearest.sum(axis=0)[pairs.query] - own) / some
+    variance = np.maximum(((nearest**2).sum(axis=0)[pairs.query] - own**2) / some - mean**2, 0)
+    lead = (pairs.cosine - mean) / np.sqrt(variance + LEAST_DEVIATION**2)
+    return np.where(others > 0, lead, np.inf)
 
 
 def fused_scores(
@@ -121,10 +197,10 @@ def fused_scores(
     Args:
         config: mode and weights.
         cosines: S_g of all candidates, largest first; the pool is the first K.
-        local: each comparison's `local_score`.
+        local: their `ranking_scores`.
 
     Returns:
-        Mode `count`: the number of matches. `paper`: gamma S_g + S_l. `adaptive`: S_g - mu + w S'_l, which is near 0 for a photo
+        Mode `count`: the number of matches. `paper`: gamma S_g + S_l. `adaptive`: S_g - mu + w D'_l, which is near 0 for a photo
         that has nothing in common with the query.
     """
     pool = cosines[: len(local)]

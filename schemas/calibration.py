@@ -67,7 +67,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Of the map when it was fitted."""
     pool: PoolFit | None
     """None: too few photos to fit one."""
-    local_weight: float | None
+    distinct_weight: float | None
     """`fol_model.config.RerankConfig.local_weight` that ranks most held-back photos right; None: too few photos."""
     confidence: ConfidenceFit | None
     evidence: Evidence

@@ -23,6 +23,7 @@ from pipelines.build.membership import Selection, StoredSegment, segment_object
 from pipelines.locate.confidence import signals_of
 from pipelines.locate.fitting import calibration_error, fit_confidence, reliability_groups, risk_coverage
 from pipelines.locate.holding_back import (
+    LEAST_SIZE,
     RADIUS_M,
     BestOf,
     HeldBack,
@@ -83,7 +84,7 @@ def calibrate(storage: Storage, stored: Stored, selection: Selection, reranker: 
     held_back = choose_held_back(photos.places)
     if held_back is None:
         return None
-    base = reranker.config.pool
+    base = replace(reranker.config.pool, min_size=min(LEAST_SIZE, reranker.config.pool.max_size))
     best = _search(photos, held_back, base.max_size)
     right = [photos.distances_m(row, found) <= RADIUS_M for row, (_, found) in zip(held_back.asked.tolist(), best, strict=True)]
     cosines = [row for row, _ in best]
@@ -94,7 +95,7 @@ def calibrate(storage: Storage, stored: Stored, selection: Selection, reranker: 
         _match(photos, row, found[:size], row_cosines, reranker)
         for row, (row_cosines, found), size in zip(held_back.asked.tolist(), best, sizes, strict=True)
     ]
-    local = [one.local_scores.astype(np.float64) for one in matched]
+    local = [one.ranking_scores for one in matched]
     weight = reranker.config.local_weight
     if reranker.config.mode == "adaptive":
         weight = fit_weight(cosines, local, right, reranker.config)
@@ -120,7 +121,7 @@ def calibrate(storage: Storage, stored: Stored, selection: Selection, reranker: 
     return Calibration(
         photos=len(photos),
         pool=PoolFit(**{name: getattr(config.pool, name) for name in PoolFit.__struct_fields__}),
-        local_weight=weight,
+        distinct_weight=weight,
         confidence=fitted[0] if fitted else None,
         evidence=_evidence(held_back, sizes, right, firsts, is_right, fitted, base.max_size),
     )

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from sklearn.neighbors import BallTree
 
 from fol_model.config import PoolConfig, RerankConfig
-from fol_model.reranking import best_first, fused_scores
+from fol_model.reranking import COMPARED, best_first, fused_scores
 from fol_model.scheduling import pool_size
 
 RADIUS_M: Final = 25.0
@@ -50,8 +50,8 @@ KEPT: Final = 0.995
 
 DELTAS: Final = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 SIGMAS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-LEAST_SIZES: Final = (10, 15, 20)
-"""Ten candidates vote on the position, so fewer are never matched, unless one alone is beyond doubt."""
+LEAST_SIZE: Final = COMPARED
+"""Fewer are never matched, unless one alone is beyond doubt: candidates are scored beside these."""
 
 MARGIN: Final = 2
 """Pools are this many times as large as those that lose no photo held back: the next photo is none of them. Without this, the
@@ -61,9 +61,9 @@ FIRST: Final = 5
 """A right candidate among the first five is not lost either: people look at them, and they vote."""
 
 SURE_ERRORS: Final = 2.0
-"""Standard errors by which another weight must win, as ten of them are tried."""
+"""Standard errors by which another weight must win, as nine of them are tried."""
 
-WEIGHTS: Final = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+WEIGHTS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 SURE_GAPS: Final = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
 SURE_SIGMAS: Final = (3.0, 4.0, 6.0, 8.0)
 
@@ -186,7 +186,7 @@ def fit_weight(
 
     Args:
         cosines: of the candidates of each photo asked, largest first.
-        local: local scores of the pool, the first K of them.
+        local: `ranking_scores` of the pool, the first K of them.
         right: whether each candidate shows the place.
         config: with the usual weight.
     """
@@ -211,7 +211,7 @@ def shrink_pool(
 
     Args:
         cosines: of the candidates of each photo asked, largest first.
-        local: local scores of the pool of `config`.
+        local: `ranking_scores` of the pool of `config`.
         right: whether each candidate shows the place.
         config: as fitted so far.
     """
@@ -222,8 +222,8 @@ def shrink_pool(
 
     target = counts(local)
     best, best_mean = config.pool, float(np.mean([len(scores) for scores in local]))
-    for least, delta, sigmas in product(LEAST_SIZES, DELTAS, SIGMAS):
-        pool = replace(config.pool, min_size=min(least, config.pool.max_size), delta=delta, sigmas=sigmas)
+    for delta, sigmas in product(DELTAS, SIGMAS):
+        pool = replace(config.pool, min_size=min(LEAST_SIZE, config.pool.max_size), delta=delta, sigmas=sigmas)
         sizes = [pool_size(row, pool) for row in cosines]
         mean = float(np.mean([min(size, len(scores)) for size, scores in zip(sizes, local, strict=True)]))
         if mean >= best_mean:

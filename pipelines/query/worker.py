@@ -207,7 +207,7 @@ class QueryWorker:
         """What was fitted to the map, unless the caller asked for something else than the network's defaults."""
         if opened.calibration is None or self.config != self.encoder.reranking:
             return self.config
-        weight, pool = opened.calibration.local_weight, fitted_pool(self.config.pool, opened.calibration.pool)
+        weight, pool = opened.calibration.distinct_weight, fitted_pool(self.config.pool, opened.calibration.pool)
         return replace(self.config, pool=pool, local_weight=self.config.local_weight if weight is None else weight)
 
     def _best_by_descriptor(

@@ -220,7 +220,7 @@ def fitted(base: RerankConfig, calibration: Calibration | None) -> RerankConfig:
     """Say how a query worker re-ranks in a calibrated map; the benchmark fails if it does otherwise."""
     if calibration is None:
         return base
-    weight = base.local_weight if calibration.local_weight is None else calibration.local_weight
+    weight = base.local_weight if calibration.distinct_weight is None else calibration.distinct_weight
     return replace(base, pool=fitted_pool(base.pool, calibration.pool), local_weight=weight)
 
 
@@ -323,7 +323,7 @@ def _name(row: Row) -> str:
 
 
 def _is_calibrated(row: Row) -> bool:
-    return row.calibration is not None and row.calibration["local_weight"] is not None
+    return row.calibration is not None and row.calibration["distinct_weight"] is not None
 
 
 def _fit(row: Row) -> str:
@@ -334,7 +334,7 @@ def _fit(row: Row) -> str:
     held_back = f"{evidence['queries']} ({evidence['with_answer']}), without their {evidence['held_back']}"
     shape = ", ".join(f"{name} {value:g}" for name, value in pool.items()) if pool else "default"
     firsts = f"{evidence['first_by_descriptor']:.3f} → {evidence['first_reranked']:.3f}"
-    return f"{held_back} | {row.calibration['local_weight']:g} | {shape} | {firsts}"
+    return f"{held_back} | {row.calibration['distinct_weight']:g} | {shape} | {firsts}"
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from fol_model.local_decoder import most_confident, pack, patch_of_row
 from fol_model.network import FoL
 from fol_model.preprocessing import prepare
 from fol_model.recipes import folio_small
-from fol_model.reranking import best_first, fused_scores
+from fol_model.reranking import best_first
 from fol_model.scheduling import pool_size
 from fol_model.weights import build, checked_state, fingerprint, load_safetensors, shipped_weights
 from infra.observability import progress
@@ -289,8 +289,7 @@ def first_places(
     start = time.process_time()
     ranked = Reranker(everyone).rerank(query, candidates, cosines)
     seconds = time.process_time() - start
-    pool = ranked.local_scores[: pool_size(cosines, usual.pool)].astype(np.float64)
-    adaptive = best_first(fused_scores(usual, cosines, pool), usual)
+    adaptive = Reranker(usual).rerank(query, candidates[: pool_size(cosines, usual.pool)], cosines).order
     count = replace(everyone, mode="count")
     if ranked.matches.max() > 1:
         by_count = best_first(ranked.matches.astype(np.float32), count)

@@ -27,6 +27,7 @@ def pairs_of(*sizes: int) -> Matches:
         candidate=numbers,
         cosine=np.ones(len(numbers), np.float32),
         counts=np.array(sizes),
+        nearest=np.ones((len(sizes), max(sizes, default=0)), np.float32),
     )
 
 

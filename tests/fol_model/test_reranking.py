@@ -1,16 +1,30 @@
 """Local similarity and its fusion with the global cosine, on numbers small enough to check."""
 
 from dataclasses import replace
+from itertools import pairwise
+from math import inf
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fol_model.config import RerankConfig
-from fol_model.matching import Features, from_stored
-from fol_model.reranking import LocalSide, best_first, bounded_similarity, compare, fused_scores
+from fol_model.matching import Features, from_stored, to_codes
+from fol_model.reranking import (
+    COMMON,
+    COMPARED,
+    DISTINCT,
+    LEAST_DEVIATION,
+    Comparison,
+    LocalSide,
+    best_first,
+    bounded_similarity,
+    compare,
+    fused_scores,
+    ranking_scores,
+)
 
 ADAPTIVE, COUNT, PAPER = RerankConfig(mode="adaptive"), RerankConfig(mode="count"), RerankConfig(mode="paper", gamma=10.0)
 
@@ -69,7 +83,7 @@ def test_the_bounded_similarity_stays_between_0_and_1(reliabilities: list[tuple[
     query, candidate = (side(list(values), dim=len(values)) for values in zip(*reliabilities, strict=True))
     most = np.sqrt(query.reliability / 255 * (candidate.reliability / 255)).sum(keepdims=True)
 
-    assert 0 <= bounded_similarity(most, query, [candidate])[0] <= 1 + 1e-6
+    assert 0 <= bounded_similarity(most, np.sqrt([query.total * candidate.total]))[0] <= 1 + 1e-6
 
 
 def test_a_lone_pair_counts_nothing_in_mode_count_and_one_elsewhere():
@@ -97,6 +111,104 @@ def test_codes_and_floats_of_the_same_features_score_alike():
 
     assert compare(exact[0], [exact[1]], PAPER).matches[0] == compare(coded[0], [coded[1]], PAPER).matches[0] == 20
     assert local_score(exact[0], exact[1], ADAPTIVE) == pytest.approx(local_score(coded[0], coded[1], ADAPTIVE), abs=1e-3)
+
+
+# ------------------------------------------------------------------------- what sets a candidate apart from the others
+
+
+def photos_like(query: LocalSide, count: int, seed: int) -> list[LocalSide]:
+    """Candidates whose features resemble those of the query more or less; a few candidates have none."""
+    random = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        n = 0 if number % 7 == 3 else int(random.integers(1, 2 * len(query.reliability)))
+        like = query.features.vectors.numpy()[random.integers(0, len(query.reliability), n)]
+        noisy = like + random.normal(scale=random.uniform(0.05, 0.4), size=like.shape)
+        made.append(photo_of(noisy / np.linalg.norm(noisy, axis=1, keepdims=True), random))
+    return made
+
+
+def photo_of(features: np.ndarray, random: np.random.Generator) -> LocalSide:
+    codes = to_codes(features.astype(np.float32))
+    reliability = random.integers(1, 256, len(codes)).astype(np.uint8)
+    return LocalSide(features=from_stored(codes, as_codes=True, device=torch.device("cpu")), reliability=reliability)
+
+
+def some_query(seed: int) -> LocalSide:
+    random = np.random.default_rng([seed, 1])
+    features = random.normal(size=(12, 8))
+    return photo_of(features / np.linalg.norm(features, axis=1, keepdims=True), random)
+
+
+def in_blocks(query: LocalSide, candidates: list[LocalSide], sizes: list[int]) -> list[Comparison]:
+    cuts = np.clip(np.cumsum([0, *sizes]), 0, len(candidates)).tolist()
+    blocks = [candidates[start:stop] for start, stop in pairwise([*cuts, len(candidates)])]
+    return [compare(query, block, ADAPTIVE) for block in blocks]
+
+
+def plainly(query: LocalSide, candidates: list[LocalSide]) -> list[float]:
+    """D'_l as its definition says it, a candidate and a pair at a time."""
+    alone = [compare(query, [one], ADAPTIVE) for one in candidates]
+    scores = []
+    for place, one in enumerate(alone):
+        total = 0.0
+        for feature, cosine, weight in zip(one.pairs.query, one.pairs.cosine, one.weights, strict=True):
+            others = [
+                float(other.pairs.nearest[0, feature])
+                for number, other in enumerate(alone[:COMPARED])
+                if number != place and len(candidates[number].reliability)
+            ]
+            lead = inf
+            if others:
+                lead = (float(cosine) - np.mean(others)) / np.sqrt(np.var(others) + LEAST_DEVIATION**2)
+            total += float(weight) * min(max((lead - COMMON) / (DISTINCT - COMMON), 0), 1)
+        scores.append(total / one.possible[0] if one.possible[0] else 0.0)
+    return scores
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 45), st.lists(st.integers(1, 30), max_size=4))
+def test_what_sets_a_candidate_apart_is_its_definition_and_depends_neither_on_blocks_nor_on_who_comes_later(
+    seed: int, count: int, sizes: list[int]
+):
+    query = some_query(seed)
+    candidates = photos_like(query, count, seed)
+
+    scores = ranking_scores(in_blocks(query, candidates, []), ADAPTIVE)
+
+    np.testing.assert_allclose(scores, plainly(query, candidates), atol=1e-6)
+    assert ranking_scores(in_blocks(query, candidates, sizes), ADAPTIVE).tobytes() == scores.tobytes()
+    pool = candidates[: max(COMPARED, count // 2)]
+    assert ranking_scores(in_blocks(query, pool, sizes), ADAPTIVE).tobytes() == scores[: len(pool)].tobytes()
+    local = np.concatenate([one.local_scores for one in in_blocks(query, candidates, [])])
+    assert (scores >= 0).all()
+    assert (scores <= local + 1e-6).all()
+
+
+def test_what_every_candidate_shows_counts_nothing_and_what_one_alone_shows_counts_in_full():
+    """Each shows the first two features of the query, the last also its third."""
+    same, special = side([255, 255]), side([255, 255, 255])
+    compared = [compare(side([255, 255, 255]), [same, same, same, special], ADAPTIVE)]
+
+    assert compared[0].local_scores.tolist() == pytest.approx([2 / 6**0.5] * 3 + [1])
+    assert ranking_scores(compared, ADAPTIVE).tolist() == pytest.approx([0, 0, 0, 1 / 3])
+
+
+def test_a_candidate_with_nobody_beside_it_is_set_apart_by_all_it_shows():
+    compared = [compare(side([255, 255]), [side([]), side([255, 255])], ADAPTIVE)]
+
+    assert ranking_scores(compared, ADAPTIVE).tolist() == pytest.approx([0, 1])
+    assert ranking_scores([], ADAPTIVE).tolist() == []
+
+
+@pytest.mark.parametrize("config", [COUNT, PAPER])
+def test_the_other_modes_rank_by_their_local_scores(config: RerankConfig):
+    compared = [compare(side([255, 255]), [side([255, 255]), side([255, 255])], config)]
+
+    assert ranking_scores(compared, config).tolist() == compared[0].local_scores.tolist() == pytest.approx([2, 2])
+
+
+# --------------------------------------------------------------------------------------------------------------- fusion
 
 
 def test_mode_count_scores_by_matches_alone():

@@ -123,4 +123,4 @@ def _calibration(promises: dict[str, float]) -> Calibration:
         risk_coverage=[],
     )
     confidence = ConfidenceFit(weights={"local_score": 1.0}, intercept=0.0, thresholds=promises, error_factor=1.0)
-    return Calibration(photos=2000, pool=None, local_weight=None, confidence=confidence, evidence=evidence)
+    return Calibration(photos=2000, pool=None, distinct_weight=None, confidence=confidence, evidence=evidence)
