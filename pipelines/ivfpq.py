@@ -43,9 +43,8 @@ CODE_POINTS: Final = 64
 """Photos for each of the 256 codes of a byte that they are learned from, at most."""
 
 COPIED_SHARE: Final = 1 / 8
-"""Of a shard's photos, up to which those that may be found are copied out of it. Of a million photos 1 % are searched in 5 ms, in
-one shard or spread over four; every cell of all of them in 122 ms, the cells that are probed without a prior in 37 ms. Making
-ready takes 66 ms a shard, once for each prior. Where every id is looked at, 1 % of a shard takes four times as long."""
+"""Of a shard's photos, up to which those that may be found are copied out of it, in maps that are searched in one pass. Where
+every id is looked at, 1 % of a shard takes four times as long."""
 
 LEAST_POOL: Final = 8_192
 """Photos that the short codes choose, at least. Maps of fewer than eight times as many are searched in one pass."""
@@ -264,7 +263,7 @@ class ShardSearcher:
         """Make ready to search some photos, again and again.
 
         Where they are few, they are copied out of the shards: a search then costs what these cost, not a look at every id of the
-        shards. All of them are compared, but for those of a large map that are more than two passes are worth while for.
+        shards. Fewer than are searched in two passes are all compared, however large the map is.
 
         Args:
             only: by shard, which ids may be found; other shards are left alone, and are not opened.

@@ -29,6 +29,9 @@ ITERATIONS: Final = 20
 ROWS_AT_ONCE: Final = 8_192
 """Photos whose short codes are looked up at a time."""
 
+DECODED_AT_ONCE: Final = 512
+"""Photos decoded at a time: so few that memory stays in use and in the cache. 8,192 take twice as long."""
+
 
 class ShortCodes:
     """How the stored codes of a quantizer are shortened.
@@ -177,14 +180,8 @@ class GatheredPhotos:
         self.numbers = np.repeat(np.array(list(rows), np.int64), [len(those) for those in rows.values()])
         """Of the shard of each photo."""
         self.ids = np.concatenate([np.empty(0, np.uint32), *(shards[number].ids[those] for number, those in rows.items())])
-        self._one_cell = faiss.IndexFlatIP(self._trained.d)
-        self._one_cell.add(np.zeros((1, self._trained.d), np.float32))
         kind = faiss.ScalarQuantizer.QT_fp16
-        # One cell, because FAISS gives the products of all photos of an index without cells in thirty times the time.
-        self._halves: Any = faiss.IndexIVFScalarQuantizer(
-            self._one_cell, self._trained.d, 1, kind, faiss.METRIC_INNER_PRODUCT, False
-        )
-        self._halves.is_trained = True  # there is nothing to learn
+        self._halves: Any = faiss.IndexScalarQuantizer(self._trained.d, kind, faiss.METRIC_INNER_PRODUCT)
         self._error = self._add(cells)
 
     def __len__(self) -> int:
@@ -203,12 +200,15 @@ class GatheredPhotos:
         Returns:
             Inner products with stored codes, as `PackedShard.products` gives them, to the bit; and places among these photos.
         """
+        error, asked = float(np.linalg.norm(query)) * self._error, k + k // 8 + 16
         places: Int64[np.ndarray, " n"] = np.arange(len(self))
-        if len(self) > k:
-            _, scanned, places = self._halves.range_search(query[None], -np.finfo(np.float32).max)
-            error = float(np.linalg.norm(query)) * self._error
-            # k photos reach that number less an error, so one that is two errors below it is not among the nearest.
-            places = places[np.flatnonzero(scanned >= _reached(scanned, k) - 2 * error)]
+        while asked < len(self):
+            (products,), (found,) = self._halves.search(query[None], asked)
+            # k photos have at least the k-th product less an error, so one that is two errors below it is not among the nearest.
+            if products[-1] < products[k - 1] - 2 * error:
+                places = found[: np.searchsorted(-products, 2 * error - products[k - 1], side="right")]
+                break
+            asked *= 4
         return _products(self._trained, query, self._codes[places]) + of_cells[self._cell_of[places]], places
 
     def _add(self, cells: Float32[np.ndarray, "nlist d"]) -> float:
@@ -217,17 +217,16 @@ class GatheredPhotos:
         Returns:
             By how much the product of a half and of a stored code with a query of length 1 can differ, at most.
         """
-        of, lists = self._halves.sq, self._halves.invlists
-        lists.resize(0, len(self))
-        farthest = longest = 0.0
-        for start in range(0, len(self), ROWS_AT_ONCE):
-            several = slice(start, start + ROWS_AT_ONCE)
+        of, farthest, longest = self._halves.sq, 0.0, 0.0
+        halves = np.empty((len(self), of.code_size), np.uint8)
+        for start in range(0, len(self), DECODED_AT_ONCE):
+            several = slice(start, start + DECODED_AT_ONCE)
             coded, cell = self._trained.pq.decode(self._codes[several]), cells[self._cell_of[several]]
             decoded = coded + cell
-            halves, places = of.compute_codes(decoded), np.arange(start, start + len(decoded))
-            lists.update_entries(0, start, len(places), faiss.swig_ptr(places), faiss.swig_ptr(halves))
-            farthest = max(farthest, float(np.linalg.norm(decoded - of.decode(halves), axis=1).max()))
+            halves[several] = of.compute_codes(decoded)
+            farthest = max(farthest, float(np.linalg.norm(decoded - of.decode(halves[several]), axis=1).max()))
             longest = max(longest, float((np.linalg.norm(coded, axis=1) + np.linalg.norm(cell, axis=1)).max()))
+        faiss.copy_array_to_vector(halves.ravel(), self._halves.codes)  # at once: FAISS makes room for twice as many
         self._halves.ntotal = len(self)
         # Both are sums of as many float32 as there are dimensions, at most, and each of these may be rounded.
         return farthest + 2 * int(self._trained.d) * float(np.finfo(np.float32).eps) * longest
@@ -251,13 +250,6 @@ def _products(trained: Any, query: Float32[np.ndarray, " d"], codes: UInt8[np.nd
     products = np.empty(count, np.float32)
     products[places] = values
     return products
-
-
-def _reached(products: Float32[np.ndarray, " n"], k: int) -> np.float32:
-    """Give a number that at least k products reach, and few more: of many the k-th of the largest of 4 k groups."""
-    if (rows := len(products) // (4 * k)) > 1:
-        products = products[: rows * 4 * k].reshape(rows, 4 * k).max(axis=0)
-    return np.partition(products, len(products) - k)[len(products) - k]  # type: ignore[no-any-return]
 
 
 def _marked(marks: Bool[np.ndarray, " ids"], numbers: Any) -> Any:
