@@ -22,7 +22,7 @@ import faiss
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from pipelines.short_codes import PackedShard, ShortCodes, give_back_memory
+from pipelines.short_codes import GatheredPhotos, PackedShard, ShortCodes, give_back_memory
 from schemas.errors import DamagedError
 
 SUBVECTOR_DIM: Final = 4
@@ -43,9 +43,8 @@ CODE_POINTS: Final = 64
 """Photos for each of the 256 codes of a byte that they are learned from, at most."""
 
 COPIED_SHARE: Final = 1 / 8
-"""Of a shard's photos, up to which those that may be found are copied out of it. Of a million photos 1 % are searched in 5 ms, in
-one shard or spread over four; every cell of all of them in 122 ms, the cells that are probed without a prior in 37 ms. Making
-ready takes 66 ms a shard, once for each prior. Where every id is looked at, 1 % of a shard takes four times as long."""
+"""Of a shard's photos, up to which those that may be found are copied out of it, in maps that are searched in one pass. Where
+every id is looked at, 1 % of a shard takes four times as long."""
 
 LEAST_POOL: Final = 8_192
 """Photos that the short codes choose, at least. Maps of fewer than eight times as many are searched in one pass."""
@@ -263,22 +262,23 @@ class ShardSearcher:
     def among(self, only: Mapping[int, Bool[np.ndarray, " ids"]]) -> "Among":
         """Make ready to search some photos, again and again.
 
-        Where they are few, their codes are copied out of the shards: a search then costs what these cost, not a look at every
-        id of the shards.
+        Where they are few, they are copied out of the shards: a search then costs what these cost, not a look at every id of the
+        shards. Fewer than are searched in two passes are all compared, however large the map is.
 
         Args:
             only: by shard, which ids may be found; other shards are left alone, and are not opened.
         """
         opened = {number: self._shard(number) for number in only}
         if self._short is not None:
-            rows = {number: opened[number].allowed(ids) for number, ids in only.items()}
-            photos = sum(int(np.count_nonzero(allowed)) for allowed in rows.values())
-            if pool_size(round(photos * self._scale), 1) is not None:
-                nprobe = self._short.trained.nlist
-                return Among(
-                    [Part(opened[number], nprobe, _selector(allowed), number) for number, allowed in rows.items()], photos
-                )
-        parts: list[Part] = []
+            allowed = {number: opened[number].allowed(ids) for number, ids in only.items()}
+            photos = sum(int(np.count_nonzero(of_shard)) for of_shard in allowed.values())
+            if pool_size(round(photos * self._scale), 1) is None:
+                rows = {number: np.flatnonzero(of_shard) for number, of_shard in allowed.items()}
+                return Among([], None, GatheredPhotos(rows, opened, self._short, self._cells))
+            nprobe = self._short.trained.nlist
+            parts = [Part(opened[number], nprobe, _selector(of_shard), number) for number, of_shard in allowed.items()]
+            return Among(parts, photos)
+        parts = []
         copied: Any = None
         for number, shard in opened.items():
             ids, live = only[number], self._live[number]
@@ -287,7 +287,7 @@ class ShardSearcher:
                 ids = live[:both] & ids[:both]
             if self._quantizer is None:
                 parts.append(Part(shard, None, _selector(ids), number))
-            elif self._short is None and not (
+            elif not (
                 self._quantizer.by_inner_product and np.count_nonzero(ids) <= COPIED_SHARE * shard.ntotal
             ):  # By distance (format 1) a copy, without FAISS's precomputed sums, would round otherwise.
                 parts.append(Part(shard, shard.nlist, _selector(ids), number))
@@ -327,8 +327,11 @@ class ShardSearcher:
             only = self._everything = self._everything or self._all()
         elif not isinstance(only, Among):
             only = self.among(only)
-        search = self._search_once if only.photos is None else self._search_twice
-        return [sorted(hits) for hits in search(projected, k, only)]
+        if only.gathered is not None:
+            return self._search_gathered(projected, k, only.gathered)
+        if only.photos is not None:
+            return self._search_twice(projected, k, only)
+        return [sorted(hits) for hits in self._search_once(projected, k, only)]
 
     def _all(self) -> "Among":
         shards = [self._shard(number) for number in range(len(self._files))]
@@ -370,10 +373,16 @@ class ShardSearcher:
                 )
                 numbers = np.repeat([part.number for part in only.parts], [len(rows) for rows in chosen])
                 ids = np.concatenate([part.shard.ids[rows] for part, rows in zip(only.parts, chosen, strict=True)])
-                if len(products) > k:
-                    nearest = np.flatnonzero(products >= np.partition(products, len(products) - k)[len(products) - k])
-                    products, numbers, ids = products[nearest], numbers[nearest], ids[nearest]
-                found.append(list(zip((-products).tolist(), numbers.tolist(), ids.tolist(), strict=True)))
+                found.append(_nearest(products, numbers, ids, k))
+        return found
+
+    def _search_gathered(
+        self, projected: Float32[np.ndarray, "q d"], k: int, gathered: GatheredPhotos
+    ) -> list[list[tuple[float, int, int]]]:
+        found = []
+        for query in projected:
+            products, places = gathered.nearest(query, k, self._cells @ query)
+            found.append(_nearest(products, gathered.numbers[places], gathered.ids[places], k))
         return found
 
     def _shard(self, number: int) -> Any:
@@ -411,6 +420,8 @@ class Among:
     parts: Sequence[Part]
     photos: int | None
     """How many, where they are searched in two passes."""
+    gathered: GatheredPhotos | None = None
+    """Few photos of a large map, in place of parts."""
 
 
 CODED_AT_ONCE: Final = 512
@@ -569,6 +580,17 @@ def _first(queries: Float32[np.ndarray, "q d"], pool: int, parts: Sequence[Part]
         yield chosen
 
 
+def _nearest(
+    products: Float32[np.ndarray, " n"], numbers: Int64[np.ndarray, " n"], ids: Any, k: int
+) -> list[tuple[float, int, int]]:
+    """Give the k hits with the largest products, and all that are as large as the last of these, nearest first."""
+    if len(products) > k:
+        nearest = np.flatnonzero(products >= np.partition(products, len(products) - k)[len(products) - k])
+        products, numbers, ids = products[nearest], numbers[nearest], ids[nearest]
+    order = np.lexsort((ids, numbers, -products))
+    return list(zip((-products[order]).tolist(), numbers[order].tolist(), ids[order].tolist(), strict=True))
+
+
 def _count(live: Bool[np.ndarray, " ids"] | None, rows: int | None) -> int:
     """Say how many photos of a shard may be found; none where that is not known."""
     if rows is None:
@@ -668,9 +690,6 @@ def _without_photos(trained: Any) -> Any:
 
 def _copy(shard: Any, ids: Bool[np.ndarray, " ids"], number: int, to: Any) -> None:
     """Copy photos of a shard into an index with the same cells and codes, the shard's number in front of their ids."""
-    if isinstance(shard, PackedShard):
-        shard.copy(ids, np.int64(number << SHARD_BIT), to)
-        return
     lists, allowed = shard.invlists, np.append(ids, False)
     for cell in range(shard.nlist):
         if not (size := lists.list_size(cell)):

@@ -1,5 +1,7 @@
 """Searching a large map in two passes: what short codes choose, stored codes rank. Here a large map is one of 64 photos."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faiss
@@ -137,6 +139,113 @@ def test_among_some_photos_two_passes_find_what_a_search_of_everything_finds_the
         expected = [hit for hit in everywhere if hit[1] in only and only[hit[1]][hit[2] : hit[2] + 1].any()]
         assert sorted((n, i) for _, n, i in hits) == sorted((n, i) for _, n, i in expected)
         assert [d for d, *_ in hits] == pytest.approx([d for d, *_ in expected], abs=1e-5)
+
+
+def ranked(descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes) -> list[list[tuple[float, int]]]:
+    """Every photo of a map of one shard, with its distance by the stored codes, for each query."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ivfpq, "POOL_TIMES", len(descriptors))
+        searcher = searched_twice(quantizer, *cut(quantizer, descriptors, [np.arange(len(descriptors))]))
+        return [[(distance, photo) for distance, _, photo in hits] for hits in searcher.search(queries, len(descriptors))]
+
+
+def with_equals(hits: list[tuple[float, int]], k: int) -> list[tuple[float, int]]:
+    """The first k, and those as near as the last of them, by photo where they are equally near."""
+    return sorted(hit for hit in hits if hit[0] <= hits[min(k, len(hits)) - 1][0])
+
+
+@pytest.fixture(scope="module")
+def everything(descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes) -> Callable[[], list[list[tuple[float, int]]]]:
+    """Of the first eight queries. To be called, as Hypothesis would print it all where it fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ivfpq, "LEAST_POOL", 8)
+        found = ranked(descriptors, queries[:8], quantizer)
+    return lambda: found
+
+
+@given(
+    seed=st.integers(0, 1000),
+    k=st.sampled_from([1, 7, 100, 400, PHOTOS]),
+    shards=st.integers(1, 6),
+    region=st.floats(0.001, 0.8),
+    period=st.sampled_from([0.02, 0.5, 1.0]),
+    taken_down=st.sampled_from([0, 0.01, 0.6]),
+)
+@NO_RESET
+def test_among_few_photos_of_a_large_map_the_exhaustive_answer_is_found_to_the_bit(
+    descriptors: np.ndarray,
+    queries: np.ndarray,
+    quantizer: bytes,
+    everything: Callable[[], list[list[tuple[float, int]]]],
+    seed: int,
+    k: int,
+    shards: int,
+    region: float,
+    period: float,
+    taken_down: float,
+):
+    """Photos that follow each other, of some time, without those taken down, in any shards: what ranking every photo of the
+    map by its stored code and leaving the others out gives, with all that are as near as the last."""
+    rng = np.random.default_rng(seed)
+    live, allowed = rng.random(PHOTOS) >= taken_down, rng.random(PHOTOS) < period
+    allowed &= (np.arange(PHOTOS) + rng.integers(PHOTOS)) % PHOTOS < region * PHOTOS
+    parts = np.split(rng.permutation(PHOTOS), np.sort(rng.integers(0, PHOTOS, shards - 1)))
+    searcher = searched_twice(quantizer, *cut(quantizer, descriptors, parts), live=[live[part] for part in parts], nprobe=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ivfpq, "LEAST_POOL", PHOTOS)  # what is looked at is few now; the map was large when it was opened
+        few = searcher.among({number: allowed[part] for number, part in enumerate(parts) if allowed[part].any()})
+
+    found = searcher.search(queries[:8], k, few)
+
+    expected = [[hit for hit in hits if live[hit[1]] and allowed[hit[1]]] for hits in everything()]
+    photos = [[(distance, int(parts[number][row])) for distance, number, row in hits] for hits in found]
+    assert [sorted(hits) for hits in photos] == [with_equals(hits, k) for hits in expected]
+    assert all(hits == sorted(hits) for hits in found)
+
+
+@pytest.mark.parametrize("k", [300, 500, 1_000, 1_500])
+def test_what_halves_put_behind_the_last_place_is_found(
+    descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes, k: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Of so many photos some at the last place are nearer each other than halves can tell."""
+    searcher = searched_twice(quantizer, *cut(quantizer, descriptors, [np.arange(PHOTOS)]))
+    everything = ranked(descriptors, queries, quantizer)
+    monkeypatch.setattr(ivfpq, "LEAST_POOL", PHOTOS)
+    few = searcher.among({0: np.arange(PHOTOS) < 2_000})
+
+    found = searcher.search(queries, k, few)
+
+    expected = [with_equals([hit for hit in hits if hit[1] < 2_000], k) for hits in everything]
+    assert [[(distance, photo) for distance, _, photo in hits] for hits in found] == expected
+
+
+def test_equal_photos_by_the_hundred_are_found_together_among_few(descriptors: np.ndarray, quantizer: bytes):
+    doubled = np.concatenate([descriptors[:2_000], np.repeat(descriptors[:1], 1_000, axis=0)])
+    order = np.random.default_rng(0).permutation(PHOTOS)
+    shards, rows = cut(quantizer, doubled[order], np.array_split(np.arange(PHOTOS), 4))
+    searcher = searched_twice(quantizer, shards, rows)
+    equal = np.isin(order, [0, *range(2_000, PHOTOS)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ivfpq, "LEAST_POOL", PHOTOS)
+        few = searcher.among(dict(enumerate(np.array_split(equal | (order < 300), 4))))
+
+    (hits,) = searcher.search(descriptors[:1], 10, few)
+
+    assert [750 * shard + row for _, shard, row in hits] == np.flatnonzero(equal).tolist()
+    assert len({distance for distance, *_ in hits}) == 1
+
+
+def test_few_photos_are_searched_by_many_threads_as_by_one(descriptors: np.ndarray, queries: np.ndarray, quantizer: bytes):
+    searcher = searched_twice(quantizer, *cut(quantizer, descriptors, [np.arange(PHOTOS)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ivfpq, "LEAST_POOL", PHOTOS)
+        few = searcher.among({0: np.arange(PHOTOS) % 3 == 0})
+    alone = [searcher.search(query[None], 20, few) for query in queries]
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda query: searcher.search(query[None], 20, few), [*queries] * 5))
+
+    assert together == alone * 5
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])

@@ -168,6 +168,43 @@ def test_only_shards_that_a_prior_touches_are_read_and_the_others_once_they_are_
     assert [path for path in read if path in paths] == paths
 
 
+def test_any_place_and_time_finds_what_a_search_of_everything_finds_there_in_one_shard_or_two(storage: Storage):
+    whole = open_map(storage)
+    publish_two_shards(storage)
+    cut = open_map(storage)
+    segments = [whole.segment(entry.segment_id).images for entry in whole.manifest.segments]
+    everything = {n: [one.image_id for one in whole.nearest(descriptor(n), PHOTOS)] for n in range(PHOTOS)}
+    days = st.none() | st.integers(1, 20).map(lambda day: datetime(2026, 6, day, tzinfo=UTC))
+
+    @given(
+        near=st.none() | st.integers(-2, 22).map(lambda place: (55.0, 13 + place / 1000)),
+        within_m=st.floats(30, 800),
+        edges=st.none() | st.lists(st.floats(13, 13.02), min_size=2, max_size=2).map(sorted),
+        taken=st.tuples(days, days),
+        photo=st.integers(0, PHOTOS - 1),
+        count=st.integers(1, PHOTOS),
+    )
+    def holds(
+        near: tuple[float, float] | None,
+        within_m: float,
+        edges: list[float] | None,
+        taken: tuple[datetime | None, datetime | None],
+        photo: int,
+        count: int,
+    ) -> None:
+        first, last = taken if None in taken else sorted(taken)  # type: ignore[type-var]
+        boxes = ((edges[0], 54, edges[1], 56),) if edges else ()
+        prior = Prior(near=near, within_m=within_m, boxes=boxes, taken_from=first, taken_until=last)
+        allowed = {one for images in segments for one in images.filter(pa.array(prior.matches(images)))["image_id"].to_pylist()}
+
+        expected = [one for one in everything[photo] if one in allowed][:count]
+
+        for opened in (whole, cut):
+            assert [one.image_id for one in opened.nearest(descriptor(photo), count, prior)] == expected
+
+    holds()
+
+
 def test_a_damaged_shard_is_found_when_the_map_is_opened_unless_a_prior_leaves_it_alone(storage: Storage):
     _, path = publish_two_shards(storage)
     storage.put(path, storage.get(path)[:-1])
