@@ -132,9 +132,7 @@ def run_on_ray(
         hands += [_Hand(start_actor()) for _ in range(wanted(unfinished) - len(hands))]
         _give_out(waiting, suspects, hands)
         refs = {ref: hand for hand in hands for ref in hand.refs()}
-        if not refs:
-            time.sleep(LOOK_S)
-        for ref in ray.wait(list(refs), num_returns=1, timeout=LOOK_S)[0] if refs else []:
+        for ref in _came(list(refs)):
             hand = refs[ref]
             try:
                 result = ray.get(ref)
@@ -200,6 +198,22 @@ class _Hand(Generic[T]):
             self.given[first] = task, deaths + 1
             METRICS.add(SEGMENT_RETRIES)
         self.is_there, self.sign, self._look_at = False, None, time.monotonic() + LOOK_S
+
+
+def _came(refs: list[Any]) -> list[Any]:
+    """Wait a moment for an answer, and give all that are there in the order of `refs`.
+
+    All, and in the order in which they were asked for: else a task that was done could be taken for the one that was running when
+    its worker died.
+    """
+    import ray  # here, as above
+
+    if not refs:
+        time.sleep(LOOK_S)
+        return []
+    ray.wait(refs, num_returns=1, timeout=LOOK_S)
+    came: list[Any] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
+    return came
 
 
 def _give_out(waiting: deque[tuple[T, int]], suspects: deque[tuple[T, int]], hands: Sequence[_Hand[T]]) -> None:
