@@ -33,9 +33,21 @@ def prepare(photo: UInt8[np.ndarray, "H W 3"], size_px: int, *, antialias: bool)
         size_px: side S of the result.
         antialias: smooth while shrinking.
     """
-    pixels = normalised(photo).unsqueeze(0)
+    if not antialias:  # one colour at a time this would be rounded otherwise in the last bit
+        return _resized(normalised(photo), size_px, antialias=False)
+    # A photo of 64 megapixels would take 768 MB as floats, and as much again on the way. The bits are the same.
+    return torch.cat([_resized(_normalised_plane(photo, colour), size_px, antialias=True) for colour in range(3)])
+
+
+def _normalised_plane(photo: UInt8[np.ndarray, "H W 3"], colour: int) -> Float32[Tensor, "1 H W"]:
+    """Do `normalised` for one colour."""
+    pixels = torch.from_numpy(np.ascontiguousarray(photo[None, :, :, colour])).float().div_(255)
+    return pixels.sub_(_per_colour(MEAN)[colour]).div_(_per_colour(STD)[colour])
+
+
+def _resized(pixels: Float32[Tensor, "C H W"], size_px: int, *, antialias: bool) -> Float32[Tensor, "C S S"]:
     size = (size_px, size_px)
-    return functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=antialias)[0]
+    return functional.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False, antialias=antialias)[0]
 
 
 def _per_colour(values: tuple[float, float, float]) -> Float32[Tensor, "3 1 1"]:

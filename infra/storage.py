@@ -18,12 +18,14 @@ import errno
 import logging
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import mktime_tz, parsedate_tz
 from itertools import chain, repeat
 from pathlib import Path
 from random import SystemRandom
@@ -65,6 +67,9 @@ PART_BYTES: Final = 16 << 20
 """Larger objects of a remote store are read in parts of this size, so that a failure costs a part and not the object."""
 
 PARTS_AT_ONCE: Final = 8
+
+WRONG_CLOCK_S: Final = 300.0
+"""A difference to the store's clock that is worth telling when it refuses a request; S3 accepts a quarter of an hour."""
 
 ATTEMPTS_OF_A_PART: Final = 3
 """By botocore, of each part of a large object on its way up and each page of a list, with pauses of 3 s in all at most."""
@@ -577,10 +582,29 @@ def _failure(where: str, verb: str, error: Exception) -> StorageError:
         "write": "It was written whole or not at all",
         "create": "It may have been created or not; nothing was deleted",
     }.get(verb, "Nothing was changed")
+    clock = _wrong_clock(error)
+    check = "Set it right" if clock else "Check space, permissions and connection"
     return StorageError(
-        f"{_printable(where)}: could not {verb} this: {_reason(error)}. {outcome}. "
-        "Check space, permissions and connection, then run the same command again."
+        f"{_printable(where)}: could not {verb} this: {_reason(error)}{clock}. {outcome}. "
+        f"{check}, then run the same command again."
     )
+
+
+def _wrong_clock(error: Exception) -> str:
+    """Name this machine, when the store has refused a request and its clock says why: S3 accepts no signature of another time."""
+    date = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    told = parsedate_tz(date) if date and _status(error) == 403 else None
+    if told is None:
+        return ""
+    ahead_s = _now().timestamp() - mktime_tz(told)
+    if abs(ahead_s) < WRONG_CLOCK_S:
+        return ""
+    way = "ahead of" if ahead_s > 0 else "behind"
+    return f", and the clock of this machine, {platform.node()}, is {abs(ahead_s) / 60:.0f} minutes {way} that of the store"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Final
 
 
 class RejectReason(StrEnum):
@@ -49,6 +50,10 @@ class RejectReason(StrEnum):
     of what was taken down would itself keep it."""
     GAVE_UP = "gave-up"
     """The workers that held it were lost too often; the other photos of its partition are set aside with it."""
+
+
+PASSING: Final = frozenset({RejectReason.MISSING, RejectReason.UNREADABLE, RejectReason.CHANGED})
+"""Reasons that lie in where a photo was kept and not in its bytes: a disk that went away comes back, so it is tried again."""
 
 
 def in_words(reasons: Mapping[str, int]) -> str:

@@ -158,6 +158,7 @@ def encode(prepared: Prepared, settings: Settings) -> list[Partition]:
             if outcome.result is None:
                 lost.append(outcome.task)
                 keeper.set_aside()
+                _log.warning("segment %s is set aside: its workers died each time, also alone", outcome.task.segment_id)
             else:
                 keeper.finished(outcome.result)
     finally:

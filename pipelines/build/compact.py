@@ -5,8 +5,8 @@ encoded anew, so a run that is killed finds its finished copies by their receipt
 that cannot be used is tried again. What was copied stays where it is for the versions before; `folio gc` removes it one day.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from pipelines.build.encode import finish_segment
 from pipelines.build.masking import read_photos
 from pipelines.build.membership import Selection, StoredSegment, segment_object
 from pipelines.build.tombstones import Tombstones
-from pipelines.engine.partition import Partition, PartitionConfig, cut
+from pipelines.engine.partition import Partition, PartitionConfig, cut, segment_id
 from schemas import layout
 from schemas.local_features import LocalFeatures
 from schemas.manifest import Manifest, Receipt
@@ -98,9 +98,10 @@ def plan_rewriting(
     staying = {key for name in selection if name not in replaced for key in stored[name].photo_keys}
     rejected = {key for name in replaced for key in stored[name].rejected_keys} - staying
     rows = images.filter(pc.is_in(images["photo_key"], pa.array([*places, *rejected], pa.string())))
+    cuts = cut(rows, model_fingerprint, photos_per_segment=size)
     return Rewriting(
         replaced=frozenset(replaced),
-        partitions=list(cut(rows, model_fingerprint, photos_per_segment=size)),
+        partitions=[_with_a_free_name(partition, stored, places.keys(), model_fingerprint) for partition in cuts],
         places=places,
     )
 
@@ -207,6 +208,18 @@ def _local_features(storage: Storage, stored: Mapping[str, StoredSegment], place
             for (target, _), photo in zip(pairs, readers[segment].read([row for _, row in pairs]), strict=True):
                 found[target] = photo
         yield from (photo for photo in found if photo is not None)
+
+
+def _with_a_free_name(
+    partition: Partition, stored: Mapping[str, StoredSegment], copied: Set[str], model_fingerprint: str
+) -> Partition:
+    """Name a partition anew when a segment of these photos is there already that could not read some of them at the time."""
+    keys = set(partition.images["photo_key"].to_pylist())
+    name, taken = partition.segment_id, list[str]()
+    while name in stored and not (keys & copied).issubset(stored[name].photo_keys):
+        taken.append(f"instead of {name}")
+        name = segment_id([*keys, *taken], model_fingerprint)
+    return replace(partition, segment_id=name)
 
 
 def _by_segment(places: Sequence[Place]) -> dict[str, list[tuple[int, int]]]:

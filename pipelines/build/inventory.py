@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,7 @@ from pipelines.build.membership import (
     read_stored,
     require_whole,
     selected_keys,
+    to_try_again,
     tried_keys,
     without_taken_down,
 )
@@ -30,7 +32,7 @@ from pipelines.build.request import BuildRequest, Inventory, Surveyed
 from pipelines.build.tombstones import read_tombstones
 from pipelines.build.tune import settled
 from pipelines.engine.model import require_same_model
-from pipelines.engine.partition import cut
+from pipelines.engine.partition import Partition, cut, segment_id
 from schemas import layout
 from schemas.errors import MapError, ObjectMissing
 from schemas.manifest import Manifest, encode_json
@@ -56,15 +58,19 @@ def take_inventory(surveyed: Surveyed) -> Inventory:
     placed = {entry.segment_id for entry in head.segments} if head else set()
     reused = _reused(surveyed, head, stored, tried_keys(stored, placed), placed)
     fresh = images.filter(pc.invert(_among(images["photo_key"], tried_keys(stored, placed | reused))))
+    tried_in = to_try_again(stored)
+    again = images.filter(_among(images["photo_key"], set(tried_in)))
     notes = []
     if request.mode == "backfill" and head:
-        held = _among(fresh["image_id"], live_names(head, stored))
+        names = live_names(head, stored)
+        held = _among(fresh["image_id"], names)
         if left := pc.sum(held).as_py():
             notes.append(
                 f"{left} photos differ from photos of that name in the map and are left out; `folio build` replaces them"
             )
-        fresh = fresh.filter(pc.invert(held))
-    size = request.partition.photos_per_segment(len(fresh))
+        fresh, again = fresh.filter(pc.invert(held)), again.filter(pc.invert(_among(again["image_id"], names)))
+    cuts = cut(fresh, encoder.fingerprint, photos_per_segment=request.partition.photos_per_segment(len(fresh)))
+    second_cuts = cut(again, encoder.fingerprint, photos_per_segment=request.partition.photos_per_segment(len(again)))
     return Inventory(
         head=head,
         held_keys=frozenset(live_keys(head, stored)) if head else frozenset(),
@@ -73,7 +79,7 @@ def take_inventory(surveyed: Surveyed) -> Inventory:
         tombstones=tombstones,
         to_purge=frozenset(segments_to_purge(storage, head, stored, tombstones)) if head else frozenset(),
         reused=frozenset(reused),
-        cuts=list(cut(fresh, encoder.fingerprint, photos_per_segment=size)),
+        cuts=[*cuts, *(_second_attempt(partition, tried_in, encoder.fingerprint) for partition in second_cuts)],
         notes=notes,
     )
 
@@ -168,6 +174,13 @@ def _choose(request: BuildRequest, inventory: Inventory, stored: Mapping[str, St
         tombstones=inventory.tombstones,
         planned=inventory.planned,
     )
+
+
+def _second_attempt(partition: Partition, tried_in: Mapping[str, list[str]], model_fingerprint: str) -> Partition:
+    """Name a partition also by the segments in which its photos could not be read: the name that it had is taken."""
+    keys = partition.images["photo_key"].to_pylist()
+    before = sorted({f"after {name}" for key in keys for name in tried_in[key]})
+    return replace(partition, segment_id=segment_id([*keys, *before], model_fingerprint))
 
 
 def _reused(

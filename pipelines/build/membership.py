@@ -12,6 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.commits import receipt_path
 from infra.storage import Storage
@@ -22,6 +24,7 @@ from schemas import layout
 from schemas.errors import DamagedError, ObjectMissing
 from schemas.images import image_id
 from schemas.manifest import Manifest, ObjectRef, Receipt, SegmentEntry, decode_receipt
+from schemas.reasons import PASSING
 
 Selection = dict[str, np.ndarray]
 """segment_id -> (rows,) bool: which of its photos are live."""
@@ -39,9 +42,11 @@ class StoredSegment:
     """Of its rows."""
     image_ids: list[str]
     rejected_keys: list[str]
-    """Photos that were tried and cannot be used; they are not tried again."""
+    """Photos that were tried and cannot be used."""
     rejected_ids: list[str]
     """Their image ids."""
+    passing_keys: list[str]
+    """Those of them that are tried again, as their source may be back; the others are not."""
 
 
 def read_stored(
@@ -96,6 +101,7 @@ def expected_segment(partition: Partition, model_fingerprint: str) -> StoredSegm
         image_ids=partition.images["image_id"].to_pylist(),
         rejected_keys=[],
         rejected_ids=[],
+        passing_keys=[],
     )
 
 
@@ -180,6 +186,19 @@ def tried_keys(stored: Mapping[str, StoredSegment], segments: Collection[str]) -
     return {key for segment in found for key in (*segment.photo_keys, *segment.rejected_keys)}
 
 
+def to_try_again(stored: Mapping[str, StoredSegment]) -> dict[str, list[str]]:
+    """Find the photos of which no more is known than that they could not be read: photo key to the segments that tried them."""
+    tried_in: dict[str, list[str]] = {}
+    for name in sorted(stored):
+        for key in stored[name].passing_keys:
+            tried_in.setdefault(key, []).append(name)
+    if tried_in:  # else there is no need to go through all photos
+        for segment in stored.values():
+            for key in {*segment.photo_keys, *segment.rejected_keys}.difference(segment.passing_keys):
+                tried_in.pop(key, None)
+    return tried_in
+
+
 def live_rows(entry: SegmentEntry) -> np.ndarray:
     """Expand a manifest's masked ranges: (rows,) bool, True where a photo is part of the version."""
     live = np.ones(entry.rows, bool)
@@ -241,7 +260,7 @@ def read_segment(storage: Storage, receipt: Receipt) -> StoredSegment:
         read_table(storage, ref.path, kind=kind, columns=columns, expected=ref)
         for ref, kind, columns in (
             (segment_object(receipt, layout.IMAGES), "images", ["photo_key", "image_id"]),
-            (segment_object(receipt, layout.REJECTS), "rejects", ["photo_key", "uri"]),
+            (segment_object(receipt, layout.REJECTS), "rejects", ["photo_key", "uri", "reason"]),
         )
     )
     return StoredSegment(
@@ -250,4 +269,5 @@ def read_segment(storage: Storage, receipt: Receipt) -> StoredSegment:
         image_ids=images["image_id"].to_pylist(),
         rejected_keys=rejects["photo_key"].to_pylist(),
         rejected_ids=[image_id(uri) for uri in rejects["uri"].to_pylist()],
+        passing_keys=rejects.filter(pc.is_in(rejects["reason"], pa.array(sorted(PASSING))))["photo_key"].to_pylist(),
     )

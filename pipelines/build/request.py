@@ -80,7 +80,8 @@ class Inventory:
     reused: frozenset[str]
     """Segments that runs before have left, with photos asked for that `head` does not have; see `BuildPlan`."""
     cuts: list[Partition]
-    """The other photos, as the run set out to encode them; some may have been finished before it was interrupted."""
+    """The other photos, as the run set out to encode them; some may have been finished before it was interrupted. Then those that
+    earlier runs could not read, to be tried again."""
     notes: list[str]
     """For the user: what is left alone."""
 

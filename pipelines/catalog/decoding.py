@@ -6,6 +6,7 @@ by `pipelines.build` and `pipelines.query`, in threads and in Ray actors alike: 
 """
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,8 +72,15 @@ class PhotoDecoder:
         return answer
 
     def _ask(self, kind: bytes, data: bytes, min_side: int) -> np.ndarray | PhotoFacts:
+        """Ask a child, and once more another one when somebody killed the first: that says nothing about the photo."""
         if len(data) > self._limits.max_bytes:
             raise PhotoError(RejectReason.TOO_MANY_BYTES, f"{len(data):,} bytes, the limit is {self._limits.max_bytes:,}")
+        try:
+            return self._ask_once(kind, data, min_side)
+        except _KilledError:
+            return self._ask_once(kind, data, min_side)
+
+    def _ask_once(self, kind: bytes, data: bytes, min_side: int) -> np.ndarray | PhotoFacts:
         child = self._running_child()
         watchdog = _Watchdog(child.process, self._limits.decode_timeout_s)
         in_step = False
@@ -84,7 +92,8 @@ class PhotoDecoder:
             if watchdog.fired:
                 detail = f"not decoded within {self._limits.decode_timeout_s:g} s"
                 raise PhotoError(RejectReason.DECODER_TIMEOUT, detail) from error
-            raise PhotoError(RejectReason.DECODER_CRASHED, f"the decoder {child.how_it_ended()}") from error
+            crashed = _KilledError if child.process.wait() == -signal.SIGKILL else PhotoError
+            raise crashed(RejectReason.DECODER_CRASHED, f"the decoder {child.how_it_ended()}") from error
         finally:
             watchdog.stop()
             if not in_step or watchdog.fired:  # dead, interrupted between question and answer, or killed a moment too late
@@ -119,6 +128,10 @@ class PhotoDecoder:
                     f"the decoder process cannot be started: it {ending}. No photo was decoded. Check the installation of Pillow."
                 ) from error
         return self._child
+
+
+class _KilledError(PhotoError):
+    """The decoder was killed from outside: by a system that is short of memory, say. No photo does that to it by itself."""
 
 
 class _Child:

@@ -8,7 +8,7 @@ source that cannot be listed at all is an error.
 import math
 import posixpath
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -51,6 +51,9 @@ HEAD_BYTES: Final = 256 * 1024
 
 READ_AHEAD: Final = 1024
 """Photos that are handed to the threads at once."""
+
+PLAIN_IMAGES: Final = pa.schema([field for field in IMAGES if field not in GEOMETRY_FIELDS])
+"""What is known of a photo once it was read."""
 
 PROBLEMS_OF_FILES: Final = {
     RejectReason.NO_POSITION: "neither EXIF, XMP, the file name, a file beside it nor a table says where it was taken",
@@ -135,14 +138,17 @@ def list_photos(
     storages = Storages(settings)
     zone = UtmZone.parse(utm_zone) if utm_zone else None
     lister = Lister(storages=storages, utm_zone=zone, needs_position=needs_position)
-    listed = list(_without_repeats(photo for source in sources for photo in lister.list(source)))
-    used = Sidecars(storages)
+    listed = deque(_without_repeats(photo for source in sources for photo in lister.list(source)))
+    used, found = Sidecars(storages), _Found()
     with Headers(limits) as headers:
         examine = partial(_row_or_reject, storages=storages, headers=headers, sidecars=used, needs_position=needs_position)
-        outcomes = list(_in_threads(examine, listed, settings.threads))
-    images = _images_table([row for row, _ in outcomes if row])
-    rejects = pa.Table.from_pylist([reject for _, reject in outcomes if reject], REJECTS)
-    return Catalog(images=images, rejects=rejects, notes=[*lister.notes, *used.notes(), *_disbelieved(listed, outcomes)])
+        for some in _in_threads(examine, listed, settings.threads):
+            found.add(some)
+    return Catalog(
+        images=_in_hilbert_order(found.images()),
+        rejects=found.rejects(),
+        notes=[*lister.notes, *used.notes(), *found.notes()],
+    )
 
 
 def _without_repeats(listed: Iterable[Listed]) -> Iterator[Listed]:
@@ -161,23 +167,49 @@ def _without_repeats(listed: Iterable[Listed]) -> Iterator[Listed]:
             yield photo
 
 
-def _in_threads(function: Callable[[Listed], Outcome], photos: Sequence[Listed], threads: int) -> Iterator[Outcome]:
-    """Apply a function to all photos, results in order, without queueing millions of calls at once."""
+def _in_threads(
+    function: Callable[[Listed], Outcome], photos: deque[Listed], threads: int
+) -> Iterator[list[tuple[Listed, Outcome]]]:
+    """Apply a function to all photos, in order and some at a time; `photos` is used up, so that no million of them stays."""
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="catalog") as pool,
         progress_bar(len(photos), unit="photo", description="catalog") as bar,
     ):
-        for start in range(0, len(photos), READ_AHEAD):
-            for outcome in pool.map(function, photos[start : start + READ_AHEAD]):
-                yield outcome
+        while photos:
+            some = [photos.popleft() for _ in range(min(READ_AHEAD, len(photos)))]
+            outcomes = []
+            for outcome in pool.map(function, some):
+                outcomes.append(outcome)
                 bar.update()
+            yield list(zip(some, outcomes, strict=True))
 
 
-def _disbelieved(listed: Sequence[Listed], outcomes: Sequence[Outcome]) -> list[str]:
-    """Note how many photos were kept although a table or name gives them a position that cannot be."""
-    kept = [photo.claim for photo, (row, _) in zip(listed, outcomes, strict=True) if row and row["lat_deg"] is None]
-    count = sum(claim.has_position for claim in kept)
-    return [f"{count} photos are said to be nowhere on Earth; taken as unknown"] if count else []
+class _Found:
+    """What became of the photos. Kept as tables, since a row takes several times as much as a Python object."""
+
+    def __init__(self) -> None:
+        self._images = [PLAIN_IMAGES.empty_table()]
+        self._rejects = [REJECTS.empty_table()]
+        self._disbelieved = 0
+
+    def add(self, some: Sequence[tuple[Listed, Outcome]]) -> None:
+        """Take in some photos, in the order of the sources."""
+        self._images.append(pa.Table.from_pylist([row for _, (row, _) in some if row], PLAIN_IMAGES))
+        self._rejects.append(pa.Table.from_pylist([reject for _, (_, reject) in some if reject], REJECTS))
+        self._disbelieved += sum(photo.claim.has_position for photo, (row, _) in some if row and row["lat_deg"] is None)
+
+    def images(self) -> pa.Table:
+        """Give the rows of images without their geometry, in the order of the sources."""
+        return pa.concat_tables(self._images).combine_chunks()
+
+    def rejects(self) -> pa.Table:
+        """Give the rows of rejects, in the same order."""
+        return pa.concat_tables(self._rejects).combine_chunks()
+
+    def notes(self) -> list[str]:
+        """Note how many photos were kept although a table or name gives them a position that cannot be."""
+        count = self._disbelieved
+        return [f"{count} photos are said to be nowhere on Earth; taken as unknown"] if count else []
 
 
 class Headers:
@@ -361,9 +393,8 @@ def _row(photo: Listed, fetched: Fetched, known: Known) -> Row:
     }
 
 
-def _images_table(rows: list[Row]) -> pa.Table:
-    """Put rows into the schema of images, in Hilbert order, ties and rows without a position by uri."""
-    plain = pa.Table.from_pylist(rows, pa.schema([field for field in IMAGES if field not in GEOMETRY_FIELDS]))
+def _in_hilbert_order(plain: pa.Table) -> pa.Table:
+    """Complete rows of `PLAIN_IMAGES` to the schema of images, in Hilbert order, ties and rows without a position by uri."""
     lon_deg, lat_deg = plain["lon_deg"].to_numpy(), plain["lat_deg"].to_numpy()  # NaN where null
     images = pa.Table.from_arrays([*plain.columns, *point_columns(lon_deg, lat_deg)], schema=IMAGES)
     known = np.isfinite(lon_deg)

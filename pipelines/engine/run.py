@@ -1,8 +1,10 @@
 """Run a list of tasks, in this process or on Ray: the same plain function either way.
 
 A task is small and can be sent to another machine; a worker holds what is costly to load (a network, a decoder) and does one
-task at a time. A worker may die: what it finished is in the store with a receipt, so its task is given to another, three times
-at most. An error that the task itself raises stops the run: it would meet the next task too (a full disk, say).
+task at a time. A worker may die: what it finished is in the store with a receipt, so its task is given to another. Whether the
+task killed it, its neighbours did or the machine was taken away cannot be told, so a task whose workers died three times is kept
+for the end, when all others are done, and tried alone: what kills three workers there too is set aside. An error that the task
+itself raises stops the run: it would meet the next task too (a full disk, say).
 """
 
 import threading
@@ -17,7 +19,7 @@ from infra.metrics import METRICS, SEGMENT_RETRIES
 from schemas.errors import FolioError, WorkError
 
 ATTEMPTS: Final = 3
-"""How often a task is given out before it is set aside."""
+"""How often a task is given out among others, and how often then alone, before it is set aside."""
 
 IN_FLIGHT: Final = 2
 """Tasks an actor holds at once: one that runs, one that waits, so that it never idles."""
@@ -50,7 +52,7 @@ class Outcome(Generic[T, R]):
 
     task: T
     result: R | None
-    """None: its workers died `ATTEMPTS` times and it was set aside."""
+    """None: its workers died each time, also when it was tried alone, and it was set aside."""
 
 
 class _Stopped(BaseException):
@@ -107,7 +109,7 @@ def run_on_ray(
 
     Machines may join and leave meanwhile: actors are added as there is room, and one whose machine is gone, or that is coming
     back from a crash, holds no task until it says that it is there. A crash counts against the task that was running, not against
-    the one that waited behind it.
+    the one that waited behind it; after `ATTEMPTS` of them a task waits until nothing else is left, and is then tried alone.
 
     Args:
         tasks: in the order they are started.
@@ -122,19 +124,15 @@ def run_on_ray(
     import ray  # here, because a build without Ray should not wait for it
     from ray.exceptions import RayActorError, RayTaskError
 
-    waiting = deque((task, 1) for task in tasks)
+    waiting = deque((task, 0) for task in tasks)
+    suspects: deque[tuple[T, int]] = deque()
     hands: list[_Hand[T]] = []
     heard = time.monotonic()
-    while unfinished := len(waiting) + sum(len(hand.given) for hand in hands):
+    while unfinished := len(waiting) + len(suspects) + sum(len(hand.given) for hand in hands):
         hands += [_Hand(start_actor()) for _ in range(wanted(unfinished) - len(hands))]
-        for held in range(IN_FLIGHT):  # one each, then one each to wait
-            for hand in hands:
-                if waiting and hand.is_there and len(hand.given) == held:
-                    hand.give(*waiting.popleft())
+        _give_out(waiting, suspects, hands)
         refs = {ref: hand for hand in hands for ref in hand.refs()}
-        if not refs:
-            time.sleep(LOOK_S)
-        for ref in ray.wait(list(refs), num_returns=1, timeout=LOOK_S)[0] if refs else []:
+        for ref in _came(list(refs)):
             hand = refs[ref]
             try:
                 result = ray.get(ref)
@@ -144,9 +142,9 @@ def run_on_ray(
                 hand.lose()
                 if ref not in hand.given:
                     continue
-                task, attempt = hand.given.pop(ref)
-                if attempt <= ATTEMPTS:
-                    waiting.append((task, attempt))
+                task, deaths = hand.given.pop(ref)
+                if deaths < 2 * ATTEMPTS:
+                    (waiting if deaths < ATTEMPTS else suspects).append((task, deaths))
                     continue
                 result = None
             except RayTaskError as error:
@@ -171,7 +169,7 @@ _LEFT: Final = "{:,} tasks were not done; what is finished is kept. See `ray sta
 
 
 class _Hand(Generic[T]):
-    """An actor and the tasks that it holds, in the order it does them."""
+    """An actor and the tasks that it holds, in the order it does them, each with the number of workers that died of it."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -181,8 +179,8 @@ class _Hand(Generic[T]):
         self.sign: Any = None
         """What it answers once it is there."""
 
-    def give(self, task: T, attempt: int) -> None:
-        self.given[self._actor.run.remote(task)] = task, attempt
+    def give(self, task: T, deaths: int) -> None:
+        self.given[self._actor.run.remote(task)] = task, deaths
 
     def refs(self) -> list[Any]:
         """What may come from it; asks it for a sign where that is due."""
@@ -191,12 +189,39 @@ class _Hand(Generic[T]):
         return [*self.given, *([self.sign] if self.sign else [])]
 
     def lose(self) -> None:
-        """Hand it nothing until it is back, and note that the first of its tasks, which was running, has been tried once more.
+        """Hand it nothing until it is back, and count its death against the first of its tasks, which was running.
 
         It is not asked at once whether it is back: one that is being brought back says no without waiting.
         """
         if self.is_there and self.given:
-            first, (task, attempt) = next(iter(self.given.items()))
-            self.given[first] = task, attempt + 1
+            first, (task, deaths) = next(iter(self.given.items()))
+            self.given[first] = task, deaths + 1
             METRICS.add(SEGMENT_RETRIES)
         self.is_there, self.sign, self._look_at = False, None, time.monotonic() + LOOK_S
+
+
+def _came(refs: list[Any]) -> list[Any]:
+    """Wait a moment for an answer, and give all that are there in the order of `refs`.
+
+    All, and in the order in which they were asked for: else a task that was done could be taken for the one that was running when
+    its worker died.
+    """
+    import ray  # here, as above
+
+    if not refs:
+        time.sleep(LOOK_S)
+        return []
+    ray.wait(refs, num_returns=1, timeout=LOOK_S)
+    came: list[Any] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
+    return came
+
+
+def _give_out(waiting: deque[tuple[T, int]], suspects: deque[tuple[T, int]], hands: Sequence[_Hand[T]]) -> None:
+    """Hand out what waits: one task each, then one each to wait. A suspect is handed out when nothing else is left, alone."""
+    there = [hand for hand in hands if hand.is_there]
+    for held in range(IN_FLIGHT):
+        for hand in there:
+            if waiting and len(hand.given) == held:
+                hand.give(*waiting.popleft())
+    if there and suspects and not any(hand.given for hand in hands):
+        there[0].give(*suspects.popleft())

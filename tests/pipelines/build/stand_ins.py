@@ -1,5 +1,6 @@
 """A network, a reader and a decoder that tell photos apart by one byte: a build without pixels, torch or child processes."""
 
+from collections.abc import Container
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,10 +55,15 @@ class NumberEncoder:
 
 
 class NumberReader:
-    """Photo n is one byte n."""
+    """Photo n is one byte n. Those that are `away` cannot be read."""
+
+    def __init__(self, away: Container[int] = ()) -> None:
+        self._away = away
 
     def read(self, uri: str, root: str, *, size_bytes: int, checksum: str) -> bytes:
         number = int(uri.removesuffix(".jpg"))
+        if number in self._away:
+            raise PhotoError(RejectReason.MISSING, "no such file")
         if number >= BAD:
             raise PhotoError(RejectReason.TRUNCATED, f"photo {number} ends too soon")
         return bytes([number])
@@ -73,8 +79,8 @@ class NumberDecoder:
         pass
 
 
-def number_loader(encoder: NumberEncoder) -> PhotoLoader[Any]:
-    return PhotoLoader(NumberReader(), NumberDecoder, encoder.prepare, min_side=None, ahead=2 * encoder.batch_size + 1)
+def number_loader(encoder: NumberEncoder, away: Container[int] = ()) -> PhotoLoader[Any]:
+    return PhotoLoader(NumberReader(away), NumberDecoder, encoder.prepare, min_side=None, ahead=2 * encoder.batch_size + 1)
 
 
 def photos(*numbers: int) -> pa.Table:

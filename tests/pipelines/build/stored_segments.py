@@ -29,7 +29,12 @@ def segment(name: str, photos: dict[str, str], rejected: list[str] | None = None
         objects=[],
     )
     return StoredSegment(
-        receipt=receipt, image_ids=list(photos), photo_keys=list(photos.values()), rejected_keys=rejected or [], rejected_ids=[]
+        receipt=receipt,
+        image_ids=list(photos),
+        photo_keys=list(photos.values()),
+        rejected_keys=rejected or [],
+        rejected_ids=[],
+        passing_keys=[],
     )
 
 
@@ -104,6 +109,7 @@ def write_segment(
         photo_keys=[f"key of {each}" for each in image_ids],
         rejected_keys=[],
         rejected_ids=[],
+        passing_keys=[],
     )
 
 

@@ -1,5 +1,6 @@
 """Copying small and mostly masked segments: the bytes of an encoding without the network, and then never again."""
 
+from collections.abc import Container
 from uuid import uuid4
 
 import numpy as np
@@ -36,8 +37,9 @@ def storage() -> Storage:
     return open_storage(f"memory://{uuid4().hex}", Settings(threads=1))
 
 
-def encode(storage: Storage, *numbers: int) -> Receipt:
-    return encode_partition(partition(*numbers), storage, NumberEncoder(), number_loader(NumberEncoder()), lambda: None)
+def encode(storage: Storage, *numbers: int, away: Container[int] = ()) -> Receipt:
+    loader = number_loader(NumberEncoder(), away)
+    return encode_partition(partition(*numbers), storage, NumberEncoder(), loader, lambda: None)
 
 
 def plan(storage: Storage, selection: Selection | None = None, *, asked: pa.Table, purged: set[str] | None = None) -> Rewriting:
@@ -97,6 +99,22 @@ def test_a_rejected_photo_that_is_not_asked_for_any_more_is_not_carried_on(stora
     (copied,) = copy(storage, plan(storage, asked=photos(1, 2, 3, 4, BAD + 1)))
 
     assert read_stored(storage, FINGERPRINT)[copied.segment_id].rejected_keys == [f"key {BAD + 1}"]
+
+
+def test_photos_that_were_away_once_are_copied_though_a_segment_of_the_same_photos_is_there(storage: Storage):
+    """The first segment lacks three of its photos, each of which has since got one of its own."""
+    first = encode(storage, 1, 2, 3, 4, away=(2, 3, 4))
+    for number in (2, 3, 4):
+        encode(storage, number)
+
+    rewriting = plan(storage, asked=photos(1, 2, 3, 4))
+    (copied,) = copy(storage, rewriting)
+
+    assert len(rewriting.replaced) == 4
+    assert copied.segment_id != first.segment_id
+    stored = read_stored(storage, FINGERPRINT)
+    assert stored[copied.segment_id].photo_keys == ["key 1", "key 2", "key 3", "key 4"]
+    assert plan(storage, all_of({copied.segment_id: stored[copied.segment_id]}), asked=photos(1, 2, 3, 4)) == NOTHING
 
 
 def test_a_copy_that_is_killed_and_done_again_leaves_one_receipt(storage: Storage):

@@ -9,11 +9,13 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipelines.catalog import decoding
 from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
 from schemas.errors import PhotoError, WorkError
@@ -224,11 +226,38 @@ def test_a_decoder_that_crashes_in_mid_photo_is_said_to_have_crashed():
     with PhotoDecoder(PhotoLimits()) as decoder:
         decoder.decode(jpeg())
         os.kill(decoder.pid, signal.SIGSTOP)
-        threading.Timer(0.2, os.kill, (decoder.pid, signal.SIGKILL)).start()
+        threading.Timer(0.2, crash, (decoder.pid,)).start()
 
-        with pytest.raises(PhotoError, match="decoder-crashed: the decoder was ended by signal 9"):
+        with pytest.raises(PhotoError, match="decoder-crashed: the decoder was ended by signal 11"):
             decoder.decode(jpeg() + b"\0" * 2**20)
 
+        assert decoder.decode(jpeg(size=(8, 6))).shape == (6, 8, 3)
+
+
+def crash(pid: int) -> None:
+    os.kill(pid, signal.SIGSEGV)
+    os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_decoder_that_is_killed_from_outside_is_replaced_once_for_the_same_photo(kills: int, monkeypatch: pytest.MonkeyPatch):
+    """As by a system that is short of memory; a second time is said to be the photo's fault."""
+    ask, killed = decoding._Child.ask, list[int]()
+
+    def killed_first(child: decoding._Child, *question: Any) -> Any:
+        if len(killed) < kills:
+            killed.append(child.process.pid)
+            child.process.kill()
+        return ask(child, *question)
+
+    monkeypatch.setattr(decoding._Child, "ask", killed_first)
+    with PhotoDecoder(PhotoLimits()) as decoder:
+        if kills == 1:
+            assert decoder.decode(jpeg(size=(8, 6))).shape == (6, 8, 3)
+        else:
+            with pytest.raises(PhotoError, match="decoder-crashed: the decoder was ended by signal 9"):
+                decoder.decode(jpeg())
+        assert len(set(killed)) == kills
         assert decoder.decode(jpeg(size=(8, 6))).shape == (6, 8, 3)
 
 

@@ -98,7 +98,9 @@ def test_the_run_goes_on_counting_where_it_was_interrupted_and_then_is_no_longer
 
     progress = read_progress(storage, run_id)
     assert progress
-    assert (progress.segments_finished, progress.photos_finished, progress.photos_since_start) == (3, 48, 16)
+    # The photo that was lost is back, and tried a second time in a segment of its own.
+    assert (progress.segments_finished, progress.photos_finished, progress.photos_since_start) == (4, 49, 17)
+    assert (progress.segments_planned, progress.photos_planned) == (4, 49)
     assert progress.rejected in ({"missing": 1}, {"earlier": 1})
     assert status(storage).unfinished == []
     assert verify(storage).problems == []
