@@ -144,7 +144,8 @@ def ranking_scores(pool: Sequence[Comparison], config: RerankConfig) -> Float64[
     """
     if config.mode != "adaptive" or not pool:
         return np.concatenate([np.empty(0), *(one.local_scores for one in pool)])
-    elsewhere = _first_rows([one.pairs.nearest for one in pool], COMPARED)
+    nearest = _first_rows([one.pairs.nearest for one in pool], COMPARED)
+    elsewhere = _Elsewhere(count=len(nearest), total=nearest.sum(axis=0), squares=(nearest**2).sum(axis=0))
     scores, before = [], 0
     for one in pool:
         lead = _deviations_above(one.pairs, elsewhere, one.pairs.place + before < COMPARED)
@@ -167,24 +168,34 @@ def _first_rows(blocks: Sequence[Float32[np.ndarray, "_ Q"]], count: int) -> Flo
     return rows[(rows > NOBODY).any(axis=1)]
 
 
-def _deviations_above(
-    pairs: Matches, nearest: Float64[np.ndarray, "n Q"], is_one_of_them: Bool[np.ndarray, " p"]
-) -> Float64[np.ndarray, " p"]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Elsewhere:
+    """What the features of a query find in the candidates that others are compared with."""
+
+    count: int
+    """Of those candidates."""
+    total: Float64[np.ndarray, " Q"]
+    """Of the highest cosines of each feature."""
+    squares: Float64[np.ndarray, " Q"]
+    """Of them, added up."""
+
+
+def _deviations_above(pairs: Matches, elsewhere: _Elsewhere, is_one_of_them: Bool[np.ndarray, " p"]) -> Float64[np.ndarray, " p"]:
     """Say how far each pair's cosine lies above the mean of what its feature of the query finds in other candidates.
 
     Args:
         pairs: of several candidates.
-        nearest: the highest cosine of each query feature in each of those to compare with.
-        is_one_of_them: whether a pair's own candidate is among them; then it is left out.
+        elsewhere: what to compare with.
+        is_one_of_them: whether a pair's own candidate is among those; then it is left out.
 
     Returns:
         In deviations of the others; infinite where there are none.
     """
     own = np.where(is_one_of_them, pairs.cosine, 0).astype(np.float64)
-    others = len(nearest) - is_one_of_them
+    others = elsewhere.count - is_one_of_them
     some = np.maximum(others, 1)
-    mean = (nearest.sum(axis=0)[pairs.query] - own) / some
-    variance = np.maximum(((nearest**2).sum(axis=0)[pairs.query] - own**2) / some - mean**2, 0)
+    mean = (elsewhere.total[pairs.query] - own) / some
+    variance = np.maximum((elsewhere.squares[pairs.query] - own**2) / some - mean**2, 0)
     lead = (pairs.cosine - mean) / np.sqrt(variance + LEAST_DEVIATION**2)
     return np.where(others > 0, lead, np.inf)
 
