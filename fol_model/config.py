@@ -254,8 +254,14 @@ class RerankConfig:
     min_cosine: float = 0.7
     """Features match above this cosine. Higher: fewer, surer matches."""
 
-    pool: PoolConfig = field(default_factory=PoolConfig)
-    """Which candidates are matched at all."""
+    pool: PoolConfig = field(default_factory=lambda: PoolConfig(min_size=100))
+    """Which candidates may be matched at all: the first 100, or the first alone where it is beyond doubt. `PoolConfig()` is the
+    scheduler of the specification, which goes by cosines alone."""
+
+    enough: float | None = 3.5
+    """Mode `adaptive` matches 20 candidates of the pool, 40, then all, and stops before the next stage where the best so far
+    would lead even a candidate whose D'_l lay this many deviations above that of the others (`reranking.is_enough`). Lower:
+    smaller pools. None: all of the pool."""
 
     cosine_weight: bool = True
     """A match adds its cosine times its reliability to S_l; off: its reliability only."""
@@ -273,5 +279,7 @@ class RerankConfig:
     def __post_init__(self) -> None:
         if not -1 <= self.min_cosine <= 1:
             raise ValueError(f"min_cosine must be between -1 and 1, got {self.min_cosine}")
+        if self.enough is not None and not self.enough >= 0:
+            raise ValueError(f"enough must not be negative, got {self.enough}")
         if not 0 <= self.local_weight <= 100:
             raise ValueError(f"local_weight must be between 0 and 100, got {self.local_weight}")

@@ -22,7 +22,17 @@ from fol_model.matching import LARGEST_CODE, blocks_of, from_stored, to_codes
 from fol_model.network import Extraction
 from fol_model.preprocessing import prepare
 from fol_model.recipes import recipe_named
-from fol_model.reranking import Comparison, LocalSide, best_first, compare, fused_scores, ranking_scores
+from fol_model.reranking import (
+    Comparison,
+    LocalSide,
+    best_first,
+    compare,
+    distinct_weights,
+    fused_scores,
+    is_enough,
+    matched_stages,
+    ranking_scores,
+)
 from fol_model.scheduling import pool_size
 from fol_model.weights import State, build, checked_state, fingerprint, load_safetensors, seeded_weights, shipped_weights
 
@@ -342,8 +352,8 @@ class Reranked:
     of matches in `count`, gamma S_g + S_l in `paper`."""
 
     matched_patches: UInt8[np.ndarray, "_ 4"]
-    """Of the first in the order: query row, query column, its row, its column, strongest first, none twice, at most
-    `DRAWN_PAIRS`."""
+    """Of the first in the order, of the pairs that count for it: query row, query column, its row, its column, those that count
+    most first, none twice, at most `DRAWN_PAIRS`."""
 
 
 class Reranker:
@@ -359,8 +369,17 @@ class Reranker:
         self._device: Final = device_named(device)
 
     def pool_size(self, cosines: Float64[np.ndarray, " all"]) -> int:
-        """Decide how many of the best candidates to match; see `scheduling.pool_size`."""
+        """Say how many of the best candidates are matched at most; see `scheduling.pool_size`."""
         return pool_size(cosines, self.config.pool)
+
+    def begin(self, query: LocalFeaturesLike, cosines: Float64[np.ndarray, " all"]) -> "Ranking":
+        """Begin to match a query with its candidates, as many as it takes.
+
+        Args:
+            query: its local features.
+            cosines: global cosines of all candidates, largest first.
+        """
+        return Ranking(self, query, cosines)
 
     def rerank(
         self,
@@ -368,7 +387,7 @@ class Reranker:
         candidates: Sequence[LocalFeaturesLike],
         cosines: Float64[np.ndarray, " all"],
     ) -> Reranked:
-        """Put the pool in order. Each thread holds one block of cosines and the candidates in it as float32 at a time.
+        """Put a pool in order, all of it. Each thread holds one block of cosines and the candidates in it as float32 at a time.
 
         Args:
             query: local features of the query.
@@ -378,22 +397,27 @@ class Reranker:
         Raises:
             ValueError: there are more candidates than cosines.
         """
-        if len(candidates) > len(cosines):
-            raise ValueError(f"got {len(candidates)} candidates but only {len(cosines)} cosines")
+        ranking = self.begin(query, cosines)
+        ranking.add(candidates)
+        return ranking.result()
+
+    def rerank_as_needed(
+        self,
+        query: LocalFeaturesLike,
+        candidates: Sequence[LocalFeaturesLike],
+        cosines: Float64[np.ndarray, " all"],
+    ) -> Reranked:
+        """Put the first of some candidates in order, as many as it takes; see `rerank`."""
+        ranking = self.begin(query, cosines)
+        while wanted := ranking.wanted:
+            ranking.add(candidates[wanted.start : wanted.stop])
+        return ranking.result()
+
+    def compare(self, query: LocalFeaturesLike, candidates: Sequence[LocalFeaturesLike]) -> list[Comparison]:
+        """Match a query with some candidates, blocks of them side by side."""
         here = self._side(query, as_codes=query.features.dtype == np.int8)
         blocks = [candidates[block] for block in blocks_of(here.features, [len(one.reliability) for one in candidates])]
-        compared = _one_a_thread(lambda block: self._compare(here, block), blocks)
-        ranking = ranking_scores(compared, self.config)
-        scores = fused_scores(self.config, cosines, ranking)
-        order = best_first(scores, self.config)
-        return Reranked(
-            order=order,
-            matches=np.concatenate([np.empty(0, np.int32), *(one.matches for one in compared)]),
-            local_scores=np.concatenate([np.empty(0), *(one.local_scores for one in compared)]).astype(np.float32),
-            ranking_scores=ranking,
-            scores=scores,
-            matched_patches=_drawn(query, candidates, compared, int(order[0])) if len(order) else np.empty((0, 4), np.uint8),
-        )
+        return _one_a_thread(lambda block: self._compare(here, block), blocks)
 
     def _compare(self, here: LocalSide, block: Sequence[LocalFeaturesLike]) -> Comparison:
         as_codes = here.features.inverse_lengths is not None
@@ -402,6 +426,77 @@ class Reranker:
     def _side(self, stored: LocalFeaturesLike, *, as_codes: bool) -> LocalSide:
         features = from_stored(stored.features, as_codes=as_codes, device=self._device)
         return LocalSide(features=features, reliability=stored.reliability, patch=stored.patch)
+
+
+class Ranking:
+    """The candidates of one query while they are matched: add those that are `wanted` until none is.
+
+    Args:
+        reranker: matches them.
+        query: local features of the query.
+        cosines: global cosines of all candidates, largest first.
+    """
+
+    def __init__(self, reranker: Reranker, query: LocalFeaturesLike, cosines: Float64[np.ndarray, " all"]) -> None:
+        self._reranker = reranker
+        self._query = query
+        self._cosines = cosines
+        self._candidates: list[LocalFeaturesLike] = []
+        self._compared: list[Comparison] = []
+        self._ranking: Float64[np.ndarray, " K"] = np.empty(0)
+
+    @property
+    def wanted(self) -> range:
+        """Which candidates to match next, by their place in global order; none when those matched are enough.
+
+        Raises:
+            ValueError: the cosines are not sorted or not finite.
+        """
+        done, config = len(self._candidates), self._reranker.config
+        further = [end for end in matched_stages(self._cosines, config) if end > done]
+        if not further or (done and is_enough(self._ranking, self._cosines, config)):
+            return range(done, done)
+        return range(done, further[0])
+
+    def add(self, candidates: Sequence[LocalFeaturesLike]) -> None:
+        """Match the next candidates.
+
+        Raises:
+            ValueError: there are more candidates than cosines.
+        """
+        if len(self._candidates) + len(candidates) > len(self._cosines):
+            raise ValueError(f"got {len(self._candidates) + len(candidates)} candidates but only {len(self._cosines)} cosines")
+        self._candidates += candidates
+        self._compared += self._reranker.compare(self._query, candidates)
+        self._ranking = ranking_scores(self._compared, self._reranker.config)
+
+    def result(self) -> Reranked:
+        """Put the candidates matched so far in order."""
+        config = self._reranker.config
+        scores = fused_scores(config, self._cosines, self._ranking)
+        order = best_first(scores, config)
+        return Reranked(
+            order=order,
+            matches=np.concatenate([np.empty(0, np.int32), *(one.matches for one in self._compared)]),
+            local_scores=np.concatenate([np.empty(0), *(one.local_scores for one in self._compared)]).astype(np.float32),
+            ranking_scores=self._ranking,
+            scores=scores,
+            matched_patches=self._drawn(int(order[0])) if len(order) else np.empty((0, 4), np.uint8),
+        )
+
+    def _drawn(self, place: int) -> UInt8[np.ndarray, "_ 4"]:
+        """List the patches of the pairs that count for a candidate, two patches once however many features they share."""
+        patch = self._candidates[place].patch
+        block = 0
+        while place >= len(self._compared[block].matches):
+            place -= len(self._compared[block].matches)
+            block += 1
+        pairs, counted = self._compared[block].pairs, distinct_weights(self._compared, self._reranker.config)[block]
+        mine = np.flatnonzero((pairs.place == place) & (counted > 0))
+        mine = mine[np.argsort(-counted[mine], kind="stable")]
+        both = np.concatenate([self._query.patch[pairs.query[mine]], patch[pairs.candidate[mine]]], axis=1)
+        first_seen = np.sort(np.unique(both, axis=0, return_index=True)[1])
+        return both[first_seen[:DRAWN_PAIRS]]
 
 
 def use_threads(count: int) -> None:
@@ -420,21 +515,6 @@ def _one_a_thread(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
         return [work(item) for item in items]
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, items))
-
-
-def _drawn(
-    query: LocalFeaturesLike, candidates: Sequence[LocalFeaturesLike], compared: Sequence[Comparison], place: int
-) -> UInt8[np.ndarray, "_ 4"]:
-    """List the patches of the strongest pairs of one candidate, each pair of patches once however many features they share."""
-    patch = candidates[place].patch
-    for comparison in compared:
-        if place < len(comparison.matches):
-            break
-        place -= len(comparison.matches)
-    here, there = comparison.strongest_first(place)
-    both = np.concatenate([query.patch[here], patch[there]], axis=1)
-    first_seen = np.sort(np.unique(both, axis=0, return_index=True)[1])
-    return both[first_seen[:DRAWN_PAIRS]]
 
 
 def _require_photo(photo: np.ndarray) -> None:

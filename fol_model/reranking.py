@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 from fol_model.config import RerankConfig
 from fol_model.geometry import consistent
 from fol_model.matching import NOBODY, Features, Matches, is_lone_pair, match_block
-from fol_model.scheduling import background
+from fol_model.scheduling import background, pool_size, stage_ends
 
 COMPARED: Final = 20
 """So many of the globally best candidates say what a feature of the query finds anywhere. So whom a pool holds beside these does
@@ -31,6 +31,10 @@ DISTINCT: Final = 4.0
 
 LEAST_DEVIATION: Final = 0.02
 """Of a feature's cosines: those of a feature that finds the same everywhere differ by rounding, which must not count."""
+
+LEAST_SPREAD: Final = 0.006
+"""Added to the deviation of D'_l of candidates that show other places: of twenty alone it is known badly. Chosen together with
+`RerankConfig.enough`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,12 +86,6 @@ class Comparison:
     possible: Float64[np.ndarray, " K"]
     """sqrt(sum R_q * sum R_c), the highest that S_l can be."""
 
-    def strongest_first(self, place: int) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
-        """Give the matched features of one candidate, of the query and its own, by falling weight."""
-        mine = np.flatnonzero(self.pairs.place == place)
-        order = mine[np.argsort(-self.weights[mine], kind="stable")]
-        return self.pairs.query[order], self.pairs.candidate[order]
-
 
 def compare(query: LocalSide, candidates: Sequence[LocalSide], config: RerankConfig) -> Comparison:
     """Match a query with some candidates, in the memory of one block of cosines; see `matching.match_block`."""
@@ -130,13 +128,35 @@ def bounded_similarity(
     return np.where(possible > 0, local_similarity / np.where(possible > 0, possible, 1), 0.0)
 
 
+def distinct_weights(pool: Sequence[Comparison], config: RerankConfig) -> list[Float64[np.ndarray, " _"]]:
+    """Say what each pair of the candidates of a pool adds to what they are ordered by.
+
+    Mode `adaptive`: its weight in S_l, times how far its cosine lies above what its feature of the query finds in other
+    candidates, from 0 at `COMMON` deviations to 1 at `DISTINCT`. Windows, kerbs and foliage match everywhere and say nothing of
+    where. The other modes: its weight. (That a match counts by its lead over other images is the idea of local naive Bayes
+    nearest neighbours, McCann and Lowe, CVPR 2012.)
+
+    Args:
+        pool: the candidates compared with one query, in global order.
+        config: of the comparison.
+    """
+    if config.mode != "adaptive" or not pool:
+        return [one.weights.astype(np.float64) for one in pool]
+    nearest = _first_rows([one.pairs.nearest for one in pool], COMPARED)
+    elsewhere = _Elsewhere(count=len(nearest), total=nearest.sum(axis=0), squares=(nearest**2).sum(axis=0))
+    counted, before = [], 0
+    for one in pool:
+        lead = _deviations_above(one.pairs, elsewhere, one.pairs.place + before < COMPARED)
+        counted.append(one.weights * np.clip((lead - COMMON) / (DISTINCT - COMMON), 0, 1))
+        before += len(one.matches)
+    return counted
+
+
 def ranking_scores(pool: Sequence[Comparison], config: RerankConfig) -> Float64[np.ndarray, " K"]:
     """Say by what of their local features the candidates of a pool are ordered.
 
-    Mode `adaptive`: D'_l, which is S'_l with each pair weighed by how far its cosine lies above what its feature of the query
-    finds in other candidates, from 0 at `COMMON` deviations to 1 at `DISTINCT`. Windows, kerbs and foliage match everywhere and
-    say nothing of where. Alone in its pool, a candidate has D'_l = S'_l. The other modes: the local scores. (That a match counts
-    by its lead over other images is the idea of local naive Bayes nearest neighbours, McCann and Lowe, CVPR 2012.)
+    Mode `adaptive`: D'_l, which is S'_l made of `distinct_weights`. Alone in its pool, a candidate has D'_l = S'_l. The other
+    modes: the local scores.
 
     Args:
         pool: the candidates compared with one query, in global order.
@@ -144,16 +164,45 @@ def ranking_scores(pool: Sequence[Comparison], config: RerankConfig) -> Float64[
     """
     if config.mode != "adaptive" or not pool:
         return np.concatenate([np.empty(0), *(one.local_scores for one in pool)])
-    nearest = _first_rows([one.pairs.nearest for one in pool], COMPARED)
-    elsewhere = _Elsewhere(count=len(nearest), total=nearest.sum(axis=0), squares=(nearest**2).sum(axis=0))
-    scores, before = [], 0
-    for one in pool:
-        lead = _deviations_above(one.pairs, elsewhere, one.pairs.place + before < COMPARED)
-        counted = one.weights * np.clip((lead - COMMON) / (DISTINCT - COMMON), 0, 1)
-        similarity = np.bincount(one.pairs.place, weights=counted, minlength=len(one.matches)).astype(np.float64)
-        scores.append(bounded_similarity(similarity, one.possible))
-        before += len(one.matches)
-    return np.concatenate(scores)
+    sums = [
+        np.bincount(one.pairs.place, weights=weights, minlength=len(one.matches)).astype(np.float64)
+        for one, weights in zip(pool, distinct_weights(pool, config), strict=True)
+    ]
+    return bounded_similarity(np.concatenate(sums), np.concatenate([one.possible for one in pool]))
+
+
+def matched_stages(cosines: Float64[np.ndarray, " all"], config: RerankConfig) -> list[int]:
+    """List how many candidates are matched before it is asked whether they are enough; the last is the largest pool."""
+    pool = config.pool
+    stages = config.mode == "adaptive" and config.enough is not None and pool.fixed_size is None
+    return stage_ends(pool_size(cosines, pool), stages=stages)
+
+
+def is_enough(ranking: Float64[np.ndarray, " K"], cosines: Float64[np.ndarray, " all"], config: RerankConfig) -> bool:
+    """Say whether the best of the candidates matched so far need not fear those further down.
+
+    They have at most the cosine of the next one. What their local features may add is guessed from the candidates matched, of
+    which all but the best show other places: the mean of their D'_l and `config.enough` deviations. Where the best so far leads
+    even that, matching ends. The rule looks at a prefix of the candidates only, and so the pool stays one.
+
+    Args:
+        ranking: `ranking_scores` of the first K candidates, at least two, in mode `adaptive`.
+        cosines: of all candidates, more than K.
+        config: with `enough`.
+    """
+    scores = fused_scores(config, cosines, ranking)
+    best = int(np.argmax(scores))
+    others = np.delete(ranking, best)
+    mu, _ = background(cosines, config.pool.max_size)
+    assert config.enough is not None
+    feared = others.mean() + config.enough * (others.std() + LEAST_SPREAD)
+    return bool(scores[best] >= cosines[len(ranking)] - mu + config.local_weight * feared)
+
+
+def matched_size(ranking: Float64[np.ndarray, " K"], cosines: Float64[np.ndarray, " all"], config: RerankConfig) -> int:
+    """Say how many candidates a query matches, from the `ranking_scores` of its largest pool."""
+    *stages, last = matched_stages(cosines, config)
+    return next((end for end in stages if is_enough(ranking[:end], cosines, config)), last)
 
 
 def _first_rows(blocks: Sequence[Float32[np.ndarray, "_ Q"]], count: int) -> Float64[np.ndarray, "n Q"]:

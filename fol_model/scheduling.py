@@ -1,10 +1,12 @@
 """How many of a query's best global candidates are worth matching locally: one where the answer is clear, many where it is not.
 
 Pure functions of the merged, sorted cosines, so the pool cannot depend on how a map was cut into shards. FoL++ adapts the pool
-to the global scores (arXiv:2604.22390); these formulas are ours.
+to the global scores (arXiv:2604.22390); these formulas are ours. Within a pool, `reranking.is_enough` may end matching sooner.
 
 Letters: s_1 >= s_2 >= ... cosines of one query's candidates; mu, sigma mean and deviation of the lower half of the best K_max.
 """
+
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float64
@@ -13,6 +15,10 @@ from fol_model.config import PoolConfig
 
 TIE = 1e-6
 """Cosines this close count as equal; also keeps divisions away from zero."""
+
+STAGES: Final = (20, 40)
+"""After so many candidates matching may be enough. A candidate that fewer are compared with leads too easily, and every stage is
+another wait for the store."""
 
 
 def background(cosines: Float64[np.ndarray, " K"], max_size: int) -> tuple[float, float]:
@@ -49,6 +55,11 @@ def pool_size(cosines: Float64[np.ndarray, " K"], config: PoolConfig) -> int:
         return min(1, len(considered))
     within = int((considered >= _threshold(considered, config) - TIE).sum())
     return min(max(within, config.min_size), len(considered))
+
+
+def stage_ends(size: int, *, stages: bool) -> list[int]:
+    """List how many candidates of a pool are matched before it is asked whether they are enough; the last is all of it."""
+    return [end for end in STAGES if stages and end < size] + [size]
 
 
 def _is_sure(cosines: Float64[np.ndarray, " K"], config: PoolConfig) -> bool:

@@ -9,13 +9,11 @@ SIGNALS: Final = ("support", "log_matches", "local_score", "score", "lead")
 
 
 class PoolFit(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of `fol_model.config.PoolConfig` that were fitted."""
+    """How many candidates are matched: fields of `fol_model.config.PoolConfig` and `RerankConfig`."""
 
-    min_size: int
-    delta: float
-    sigmas: float
     sure_gap: float
     sure_sigmas: float
+    enough: float
 
 
 class ConfidenceFit(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +64,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     photos: int
     """Of the map when it was fitted."""
     pool: PoolFit | None
-    """None: too few photos to fit one."""
+    """None: not fitted."""
     distinct_weight: float | None
     """`fol_model.config.RerankConfig.local_weight` that ranks most held-back photos right; None: too few photos."""
     confidence: ConfidenceFit | None

@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from fol_model.config import RerankConfig
 from fol_model.inference import Reranked, Reranker
-from fol_model.reranking import best_first, fused_scores
-from fol_model.scheduling import pool_size
+from fol_model.reranking import best_first, fused_scores, matched_size
 from infra.arrays import LocalFeaturesReader
 from infra.storage import Storage
 from infra.tables import DescriptorReader, read_descriptors, read_table
@@ -23,15 +22,14 @@ from pipelines.build.membership import Selection, StoredSegment, segment_object
 from pipelines.locate.confidence import signals_of
 from pipelines.locate.fitting import calibration_error, fit_confidence, reliability_groups, risk_coverage
 from pipelines.locate.holding_back import (
-    LEAST_SIZE,
     RADIUS_M,
     BestOf,
     HeldBack,
     Places,
     choose_held_back,
-    fit_pool,
+    fit_early_exit,
+    fit_enough,
     fit_weight,
-    shrink_pool,
 )
 from pipelines.locate.position import Group, PositionConfig, Vote, best_group, distances_m
 from schemas import layout
@@ -84,12 +82,10 @@ def calibrate(storage: Storage, stored: Stored, selection: Selection, reranker: 
     held_back = choose_held_back(photos.places)
     if held_back is None:
         return None
-    base = replace(reranker.config.pool, min_size=min(LEAST_SIZE, reranker.config.pool.max_size))
-    best = _search(photos, held_back, base.max_size)
+    best = _search(photos, held_back, reranker.config.pool.max_size)
     right = [photos.distances_m(row, found) <= RADIUS_M for row, (_, found) in zip(held_back.asked.tolist(), best, strict=True)]
     cosines = [row for row, _ in best]
-    pool = fit_pool(cosines, right, base)
-    reranker = Reranker(replace(reranker.config, pool=pool))
+    reranker = Reranker(replace(reranker.config, pool=fit_early_exit(cosines, right, reranker.config.pool)))
     sizes = [reranker.pool_size(row) for row in cosines]
     matched = [
         _match(photos, row, found[:size], row_cosines, reranker)
@@ -100,8 +96,9 @@ def calibrate(storage: Storage, stored: Stored, selection: Selection, reranker: 
     if reranker.config.mode == "adaptive":
         weight = fit_weight(cosines, local, right, reranker.config)
     config = replace(reranker.config, local_weight=weight)
-    config = replace(config, pool=shrink_pool(cosines, local, right, config))
-    sizes = [pool_size(row, config.pool) for row in cosines]
+    enough = fit_enough(cosines, local, right, config)
+    config = replace(config, enough=enough)
+    sizes = [matched_size(scores, row, config) for scores, row in zip(local, cosines, strict=True)]
     local = [scores[:size] for scores, size in zip(local, sizes, strict=True)]
     asked = [
         _ask(photos, row, found[:size], one, fused_scores(config, row_cosines, scores), config)
@@ -120,10 +117,10 @@ def calibrate(storage: Storage, stored: Stored, selection: Selection, reranker: 
     firsts = [best_first(fused_scores(config, row, scores), config)[0] for row, scores in zip(cosines, local, strict=True)]
     return Calibration(
         photos=len(photos),
-        pool=PoolFit(**{name: getattr(config.pool, name) for name in PoolFit.__struct_fields__}),
+        pool=PoolFit(sure_gap=config.pool.sure_gap, sure_sigmas=config.pool.sure_sigmas, enough=enough),
         distinct_weight=weight,
         confidence=fitted[0] if fitted else None,
-        evidence=_evidence(held_back, sizes, right, firsts, is_right, fitted, base.max_size),
+        evidence=_evidence(held_back, sizes, right, firsts, is_right, fitted, config.pool.max_size),
     )
 
 

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import msgspec
-
-from fol_model.config import PoolConfig
+from fol_model.config import RerankConfig
 from pipelines.locate.confidence import probability, signals_of
 from pipelines.locate.position import Group, Location, PositionConfig, Vote, best_group
-from schemas.calibration import ConfidenceFit, PoolFit
+from schemas.calibration import Calibration, ConfidenceFit
 
 
 def locate(votes: Sequence[Vote], config: PositionConfig, confidence: ConfidenceFit | None = None) -> Location:
@@ -41,9 +39,13 @@ def locate(votes: Sequence[Vote], config: PositionConfig, confidence: Confidence
     return place_of(group, likely, reason, factor=confidence.error_factor)
 
 
-def fitted_pool(base: PoolConfig, fit: PoolFit | None) -> PoolConfig:
-    """Put fitted values in the place of the defaults."""
-    return base if fit is None else replace(base, **msgspec.structs.asdict(fit))
+def fitted_reranking(base: RerankConfig, fit: Calibration) -> RerankConfig:
+    """Put what was fitted to a map in the place of the defaults."""
+    fitted = base if fit.distinct_weight is None else replace(base, local_weight=fit.distinct_weight)
+    if fit.pool is None:
+        return fitted
+    pool = replace(base.pool, sure_gap=fit.pool.sure_gap, sure_sigmas=fit.pool.sure_sigmas)
+    return replace(fitted, pool=pool, enough=fit.pool.enough)
 
 
 def needed_probability(confidence: ConfidenceFit, precision: float) -> float | None:

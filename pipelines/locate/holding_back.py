@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from sklearn.neighbors import BallTree
 
 from fol_model.config import PoolConfig, RerankConfig
-from fol_model.reranking import COMPARED, best_first, fused_scores
+from fol_model.reranking import best_first, fused_scores, matched_size
 from fol_model.scheduling import pool_size
 
 RADIUS_M: Final = 25.0
@@ -46,16 +46,13 @@ WITHOUT_ANSWER: Final = 1 / 4
 """At most this share of those asked stands where no other photo was taken: a place like those that the map lacks."""
 
 KEPT: Final = 0.995
-"""Share of the right candidates among the first K that the pool must keep, and of early exits that must be right."""
+"""Share of early exits that must be right."""
 
-DELTAS: Final = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
-SIGMAS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-LEAST_SIZE: Final = COMPARED
-"""Fewer are never matched, unless one alone is beyond doubt: candidates are scored beside these."""
+ENOUGH: Final = (3.5, 4.0, 4.5, 5.0, 6.0, 8.0)
+"""Of `RerankConfig.enough`. None is below the default, which was chosen on several towns: no map has seen the next night."""
 
-MARGIN: Final = 2
-"""Pools are this many times as large as those that lose no photo held back: the next photo is none of them. Without this, the
-pools of five sets lost one or two right answers of a hundred."""
+NEVER: Final = 1000.0
+"""No lead is as large."""
 
 FIRST: Final = 5
 """A right candidate among the first five is not lost either: people look at them, and they vote."""
@@ -145,35 +142,23 @@ def choose_held_back(places: Places) -> HeldBack | None:
     return None
 
 
-def fit_pool(
+def fit_early_exit(
     cosines: Sequence[Float64[np.ndarray, " K"]], right: Sequence[Bool[np.ndarray, " K"]], base: PoolConfig
 ) -> PoolConfig:
-    """Find the smallest pools that keep the right candidates, and when one candidate is enough (SPEC 10.4).
+    """Find when the first candidate alone is enough (SPEC 10.4); never, where too few photos prove any lead.
 
     Args:
         cosines: of the candidates of each photo asked, largest first.
         right: whether each shows the place.
-        base: the limits that are not fitted, and what holds where nothing better is found.
+        base: the limits that are not fitted.
     """
-    found = [(row, int(hits.argmax())) for row, hits in zip(cosines, right, strict=True) if hits.any()]
-
-    def sizes(config: PoolConfig) -> Int64[np.ndarray, " q"]:
-        return np.array([pool_size(row, config) for row in cosines], np.int64)
-
-    def kept(config: PoolConfig) -> float:
-        return float(np.mean([first < pool_size(row, config) for row, first in found])) if found else 0.0
-
-    never = replace(base, sure_gap=10.0)
-    candidates = [replace(never, delta=delta, sigmas=sigmas) for delta, sigmas in product(DELTAS, SIGMAS)]
-    good = [config for config in candidates if kept(config) >= KEPT]
-    best = min(good, key=lambda config: float(sizes(config).mean()), default=replace(never, delta=base.delta, sigmas=base.sigmas))
     exits = []
     for gap, sigmas in product(SURE_GAPS, SURE_SIGMAS):
-        config = replace(best, sure_gap=gap, sure_sigmas=sigmas)
-        alone = np.flatnonzero(sizes(config) == 1)
-        if len(alone) >= LEAST_ASKED and np.mean([right[row][0] for row in alone.tolist()]) >= KEPT:
+        config = replace(base, sure_gap=gap, sure_sigmas=sigmas)
+        alone = [hits for row, hits in zip(cosines, right, strict=True) if pool_size(row, config) == 1]
+        if len(alone) >= LEAST_ASKED and np.mean([hits[0] for hits in alone]) >= KEPT:
             exits.append((len(alone), config))
-    return max(exits, key=lambda pair: pair[0])[1] if exits else best
+    return max(exits, key=lambda pair: pair[0])[1] if exits else replace(base, sure_gap=NEVER)
 
 
 def fit_weight(
@@ -201,19 +186,19 @@ def fit_weight(
     return best if lead(best) >= SURE_ERRORS else config.local_weight
 
 
-def shrink_pool(
+def fit_enough(
     cosines: Sequence[Float64[np.ndarray, " all"]],
     local: Sequence[Float64[np.ndarray, " K"]],
     right: Sequence[Bool[np.ndarray, " all"]],
     config: RerankConfig,
-) -> PoolConfig:
-    """Find the smallest pools of which half already ranks as many right candidates first, and among the first five.
+) -> float:
+    """Find how soon matching may end so that as many right candidates are first, and among the first five, as after all of it.
 
     Args:
         cosines: of the candidates of each photo asked, largest first.
-        local: `ranking_scores` of the pool of `config`.
+        local: `ranking_scores` of the largest pool, the first K of them.
         right: whether each candidate shows the place.
-        config: as fitted so far.
+        config: as fitted so far; its own `enough` is the least.
     """
 
     def counts(pools: Sequence[Float64[np.ndarray, " K"]]) -> tuple[int, int]:
@@ -221,17 +206,12 @@ def shrink_pool(
         return int((ranks < 1).sum()), int((ranks < FIRST).sum())
 
     target = counts(local)
-    best, best_mean = config.pool, float(np.mean([len(scores) for scores in local]))
-    for delta, sigmas in product(DELTAS, SIGMAS):
-        pool = replace(config.pool, min_size=min(LEAST_SIZE, config.pool.max_size), delta=delta, sigmas=sigmas)
-        sizes = [pool_size(row, pool) for row in cosines]
-        mean = float(np.mean([min(size, len(scores)) for size, scores in zip(sizes, local, strict=True)]))
-        if mean >= best_mean:
-            continue
-        first, among = counts([scores[: -(-size // MARGIN)] for size, scores in zip(sizes, local, strict=True)])
+    for enough in ENOUGH:
+        trial = replace(config, enough=enough)
+        first, among = counts([one[: matched_size(one, row, trial)] for one, row in zip(local, cosines, strict=True)])
         if first >= target[0] and among >= target[1]:
-            best, best_mean = pool, mean
-    return best
+            return enough
+    return NEVER
 
 
 def _ranks(

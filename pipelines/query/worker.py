@@ -9,9 +9,10 @@ an object is gone and there is a newer version: gc and purges may remove what it
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Final, TypeVar
@@ -27,7 +28,7 @@ from infra.storage import Storage, open_storage
 from pipelines.build.masking import without
 from pipelines.engine.model import load_encoder, require_same_model, weights_file
 from pipelines.engine.threads import use_threads
-from pipelines.locate.decide import fitted_pool
+from pipelines.locate.decide import fitted_reranking
 from pipelines.query.opened_map import OpenedMap, Place, StoredPhoto
 from pipelines.query.prior import Prior
 from schemas.calibration import Calibration
@@ -189,26 +190,20 @@ class QueryWorker:
     ) -> list[Answer]:
         reranker = Reranker(self._fitted(opened))
         found = self._best_by_descriptor(opened, [query.descriptor for query in queries])
-        pools = [reranker.pool_size(cosines) if photos else 0 for photos, cosines in found]
-        wanted = list(dict.fromkeys(photo for (photos, _), pool in zip(found, pools, strict=True) for photo in photos[:pool]))
-        features = dict(zip(wanted, read_features(opened, wanted), strict=True))
-
-        def answer(number: int) -> Answer:
-            photos, cosines = found[number]
-            pool = [features[photo] for photo in photos[: pools[number]]]
-            return _reranked(opened, reranker, queries[number], photos, cosines, pool)
-
-        if len(queries) == 1 or threads == 1:
-            return [answer(number) for number in range(len(queries))]
-        with ThreadPoolExecutor(threads, initializer=use_threads, initargs=(1,)) as pool:
-            return list(pool.map(answer, range(len(queries))))
+        pools = [_Pool(reranker, query, *best) for query, best in zip(queries, found, strict=True)]
+        features: dict[StoredPhoto, LocalFeatures | None] = {}
+        while open_pools := [pool for pool in pools if pool.wanted]:
+            wanted = dict.fromkeys(chain.from_iterable(pool.wanted for pool in open_pools))
+            unread = [photo for photo in wanted if photo not in features]
+            features.update(zip(unread, read_features(opened, unread), strict=True))
+            _side_by_side(lambda pool: pool.match(features), open_pools, threads)
+        return [pool.answer(opened) for pool in pools]
 
     def _fitted(self, opened: OpenedMap) -> RerankConfig:
         """What was fitted to the map, unless the caller asked for something else than the network's defaults."""
         if opened.calibration is None or self.config != self.encoder.reranking:
             return self.config
-        weight, pool = opened.calibration.distinct_weight, fitted_pool(self.config.pool, opened.calibration.pool)
-        return replace(self.config, pool=pool, local_weight=self.config.local_weight if weight is None else weight)
+        return fitted_reranking(self.config, opened.calibration)
 
     def _best_by_descriptor(
         self, opened: OpenedMap, descriptors: Sequence[Float32[np.ndarray, " D"]]
@@ -249,49 +244,87 @@ def _open_newest(storage: Storage, head: Manifest, prior: Prior | None) -> Opene
                 raise
 
 
-def _reranked(
-    opened: OpenedMap,
-    reranker: Reranker,
-    query: EncodedPhoto,
-    photos: Sequence[StoredPhoto],
-    cosines: Float64[np.ndarray, " K"],
-    pool: Sequence[LocalFeatures | None],
-) -> Answer:
-    """The second stage: put the first of some photos in order, by their local features too, and leave the others as they are."""
-    if not photos:  # all were taken down, or none can match
-        return Answer(candidates=[], pool_size=0, matched_patches=np.empty((0, 4), np.uint8), map=opened)
-    dim = query.features.shape[1]
-    features = [NO_FEATURES if found is None or not len(found) or found.features.shape[1] != dim else found for found in pool]
-    ranked = reranker.rerank(query, features, cosines)
-    reranked = [
-        Candidate(
-            photo=photos[place],
-            global_rank=place + 1,
-            cosine=float(cosines[place]),
-            matches=int(ranked.matches[place]),
-            local_score=float(ranked.local_scores[place]),
-            score=float(ranked.scores[place]),
+class _Pool:
+    """The second stage of one query: the first of its candidates are put in order by their local features too, the others stay.
+
+    Args:
+        reranker: as fitted to the map.
+        query: encoded.
+        photos: candidates, best first; none if all were taken down, or none can match.
+        cosines: of these.
+    """
+
+    def __init__(
+        self, reranker: Reranker, query: EncodedPhoto, photos: Sequence[StoredPhoto], cosines: Float64[np.ndarray, " K"]
+    ) -> None:
+        self._dim: Final = query.features.shape[1]
+        self._photos: Final = photos
+        self._cosines: Final = cosines
+        self._ranking: Final = reranker.begin(query, cosines)
+        self._without_features: list[str] = []
+        self._matched = 0
+        self.wanted: Sequence[StoredPhoto] = self._next()
+        """Whose local features to match next; nobody's when those matched are enough."""
+
+    def match(self, features: Mapping[StoredPhoto, LocalFeatures | None]) -> None:
+        """Match those that are wanted."""
+        whole = [
+            NO_FEATURES if found is None or not len(found) or found.features.shape[1] != self._dim else found
+            for found in (features[photo] for photo in self.wanted)
+        ]
+        self._without_features += [
+            photo.image_id for photo, found in zip(self.wanted, whole, strict=True) if found is NO_FEATURES
+        ]
+        self._ranking.add(whole)
+        self._matched += len(whole)
+        self.wanted = self._next()
+
+    def answer(self, opened: OpenedMap) -> Answer:
+        """Give the candidates in their order."""
+        ranked = self._ranking.result()
+        reranked = [
+            Candidate(
+                photo=self._photos[place],
+                global_rank=place + 1,
+                cosine=float(self._cosines[place]),
+                matches=int(ranked.matches[place]),
+                local_score=float(ranked.local_scores[place]),
+                score=float(ranked.scores[place]),
+            )
+            for place in ranked.order.tolist()
+        ]
+        rest = [
+            Candidate(
+                photo=self._photos[place],
+                global_rank=place + 1,
+                cosine=float(self._cosines[place]),
+                matches=None,
+                local_score=None,
+                score=None,
+            )
+            for place in range(self._matched, len(self._photos))
+        ]
+        return Answer(
+            candidates=reranked + rest,
+            pool_size=self._matched,
+            matched_patches=ranked.matched_patches,
+            map=opened,
+            without_features=self._without_features,
         )
-        for place in ranked.order.tolist()
-    ]
-    rest = [
-        Candidate(
-            photo=photos[place],
-            global_rank=place + 1,
-            cosine=float(cosines[place]),
-            matches=None,
-            local_score=None,
-            score=None,
-        )
-        for place in range(len(pool), len(photos))
-    ]
-    return Answer(
-        candidates=reranked + rest,
-        pool_size=len(pool),
-        matched_patches=ranked.matched_patches,
-        map=opened,
-        without_features=[photos[place].image_id for place, found in enumerate(features) if found is NO_FEATURES],
-    )
+
+    def _next(self) -> Sequence[StoredPhoto]:
+        places = self._ranking.wanted if self._photos else range(0)
+        return self._photos[places.start : places.stop]
+
+
+def _side_by_side(work: Callable[[_Pool], None], pools: Sequence[_Pool], threads: int) -> None:
+    """Work on several pools at a time, each by one thread; a single one has the threads to itself."""
+    if len(pools) == 1 or threads == 1:
+        for pool in pools:
+            work(pool)
+        return
+    with ThreadPoolExecutor(threads, initializer=use_threads, initargs=(1,)) as workers:
+        list(workers.map(work, pools))
 
 
 def _cosines(

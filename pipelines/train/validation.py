@@ -109,9 +109,9 @@ def _rerank(
     cosines: Float32[np.ndarray, " ranks"],
 ) -> Int64[np.ndarray, " ranks"]:
     """Match the first candidates and put them in order; the others stay behind them."""
-    pool = order[: reranker.pool_size(cosines.astype(np.float64))]
-    better = reranker.rerank(photos[query], [photos[row] for row in pool.tolist()], cosines.astype(np.float64)).order
-    return np.concatenate([pool[better], order[len(pool) :]])
+    first = [photos[row] for row in order[: reranker.config.pool.max_size].tolist()]
+    better = reranker.rerank_as_needed(photos[query], first, cosines.astype(np.float64)).order
+    return np.concatenate([order[better], order[len(better) :]])
 
 
 def _recalls(truth: Bool[np.ndarray, "q n"], order: Int64[np.ndarray, "q ranks"]) -> list[float]:

@@ -51,7 +51,7 @@ from pipelines.build.build import run_build
 from pipelines.build.request import DEFAULT_RECIPE, BuildRequest
 from pipelines.catalog.sample_city.photos import ORIGIN_LAT_DEG, ORIGIN_LON_DEG
 from pipelines.engine.threads import use_threads
-from pipelines.locate.decide import fitted_pool
+from pipelines.locate.decide import fitted_reranking
 from pipelines.locate.holding_back import EARTH_M
 from pipelines.query.opened_map import OpenedMap
 from pipelines.query.worker import Answer, Candidate, QueryWorker
@@ -220,8 +220,7 @@ def fitted(base: RerankConfig, calibration: Calibration | None) -> RerankConfig:
     """Say how a query worker re-ranks in a calibrated map; the benchmark fails if it does otherwise."""
     if calibration is None:
         return base
-    weight = base.local_weight if calibration.distinct_weight is None else calibration.distinct_weight
-    return replace(base, pool=fitted_pool(base.pool, calibration.pool), local_weight=weight)
+    return fitted_reranking(base, calibration)
 
 
 def measure(found: RecallSet, built: BuiltMap, queries: Sequence[EncodedPhoto], *, made_up_places: bool) -> Row:
@@ -279,7 +278,7 @@ def rerank_s(query: EncodedPhoto, answer: Answer, config: RerankConfig) -> float
     cosines = np.array([candidate.cosine for candidate in best])
     features = answer.map.local_features_of([candidate.photo for candidate in best[: answer.pool_size]])
     start = time.process_time()
-    ranked = Reranker(config).rerank(query, features, cosines)
+    ranked = Reranker(config).rerank_as_needed(query, features, cosines)
     seconds = time.process_time() - start
     assert [candidate.global_rank - 1 for candidate in answer.candidates[: answer.pool_size]] == ranked.order.tolist()
     return seconds

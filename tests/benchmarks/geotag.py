@@ -43,7 +43,7 @@ import numpy as np
 import pyarrow as pa
 
 from fol_model.config import RerankConfig
-from fol_model.inference import EncodedPhoto, Encoder, PreparedPhoto, Reranker, open_encoder
+from fol_model.inference import EncodedPhoto, Encoder, PreparedPhoto, open_encoder
 from fol_model.recipes import folio_small
 from infra.commits import read_head
 from infra.settings import Settings
@@ -134,7 +134,7 @@ def stages() -> Iterator[Counter[str]]:
             ("cosines", worker, "_cosines"),
             ("names", OpenedMap, "best"),
             ("features", OpenedMap, "local_features_of"),
-            ("re-rank", Reranker, "rerank"),
+            ("re-rank", worker._Pool, "match"),
         ):
             stack.enter_context(patch.object(where, name, timed(stage, getattr(where, name))))
         yield spent

@@ -40,7 +40,6 @@ from fol_model.network import FoL
 from fol_model.preprocessing import prepare
 from fol_model.recipes import folio_small
 from fol_model.reranking import best_first
-from fol_model.scheduling import pool_size
 from fol_model.weights import build, checked_state, fingerprint, load_safetensors, shipped_weights
 from infra.observability import progress
 from pipelines.engine.threads import use_threads
@@ -86,20 +85,22 @@ class Variant:
 
 
 EVERYTHING: Final = Variant(features=640, precision="float32")
-SHIPPED: Final = Variant(features=640)
+SHIPPED: Final = Variant(features=640, precision="int8")
 """What folio-small keeps."""
+
+HALVED: Final = replace(SHIPPED, precision="int4")
 
 SPREAD_OUT: Final = Variant(features=160, step=2)
 
 FEWER_FEATURES: Final = [
     EVERYTHING,
-    replace(SHIPPED, precision="int8"),
     SHIPPED,
-    *(replace(SHIPPED, features=features) for features in (400, 320, 160)),
+    HALVED,
+    *(replace(HALVED, features=features) for features in (400, 320, 160)),
 ]
 """Drawn as one line: fewer bits, then fewer features."""
 
-FEWER_NUMBERS: Final = [*FEWER_FEATURES[:3], *(replace(SHIPPED, dim=dim) for dim in (32, 24, 16))]
+FEWER_NUMBERS: Final = [*FEWER_FEATURES[:3], *(replace(HALVED, dim=dim) for dim in (32, 24, 16))]
 """Drawn as another."""
 
 
@@ -289,7 +290,7 @@ def first_places(
     start = time.process_time()
     ranked = Reranker(everyone).rerank(query, candidates, cosines)
     seconds = time.process_time() - start
-    adaptive = Reranker(usual).rerank(query, candidates[: pool_size(cosines, usual.pool)], cosines).order
+    adaptive = Reranker(usual).rerank_as_needed(query, candidates, cosines).order
     count = replace(everyone, mode="count")
     if ranked.matches.max() > 1:
         by_count = best_first(ranked.matches.astype(np.float32), count)

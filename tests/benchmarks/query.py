@@ -182,8 +182,8 @@ class Rerankers:
         asked = [self._ask_reference(query[0], candidates[0], cosines, right, full=full)]
         for method, (reranker, recipe) in self._ways.items():
             form = 0 if method == EXACT else 1
-            pool = reranker.pool_size(cosines)
-            ranked, cpu_s, wall_s = timed(lambda: reranker.rerank(query[form], candidates[form][:pool], cosines))  # noqa: B023
+            ranked, cpu_s, wall_s = timed(lambda: reranker.rerank_as_needed(query[form], candidates[form], cosines))  # noqa: B023
+            pool = len(ranked.order)
             hits = np.concatenate([right[:pool][ranked.order], right[pool:]])
             asked.append(
                 Asked(

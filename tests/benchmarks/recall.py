@@ -245,10 +245,9 @@ def reranked_hits(
         cosines = stored.astype(np.float64) @ query.arrays["descriptor"].astype(np.float64)
         best = np.argsort(-cosines, kind="stable")[:CANDIDATES]
         start = time.process_time()
-        pool = best[: reranker.pool_size(cosines[best])]
-        ranked = reranker.rerank(EncodedPhoto(**query.arrays), [locals_[index] for index in pool], cosines[best])
+        ranked = reranker.rerank_as_needed(EncodedPhoto(**query.arrays), [locals_[index] for index in best], cosines[best])
         cpu_s.append(time.process_time() - start)
-        hits.append(right[np.concatenate([pool[ranked.order], best[len(pool) :]])])
+        hits.append(right[np.concatenate([best[ranked.order], best[len(ranked.order) :]])])
     return np.array(hits), cpu_s
 
 

@@ -82,9 +82,9 @@ def test_a_variant_is_what_the_encoder_keeps(step: int):
 
 
 def test_bytes_of_a_photo_are_those_of_its_features_and_a_checksum():
-    """48 numbers of four bytes or of half a byte, and four bytes for the place of each feature."""
+    """48 numbers of four bytes or of one, and four bytes for the place of each feature."""
     assert EVERYTHING.bytes_per_photo == 640 * (192 + 4) + 4
-    assert SHIPPED.bytes_per_photo == 640 * (24 + 4) + 4
+    assert SHIPPED.bytes_per_photo == 640 * (48 + 4) + 4
     assert len(set(variants())) == 30
     assert {EVERYTHING, SHIPPED, SPREAD_OUT} <= set(variants())
 
@@ -94,10 +94,8 @@ def test_a_query_is_reranked_as_a_map_does_it_and_by_all_matches():
     query, candidates = kept[0], [*kept[1:], kept[0]]
     cosines = np.linspace(0.5, 0.3, len(candidates))
     (adaptive, adaptive_all, count), _ = first_places(query, candidates, cosines)
-    reranker = Reranker(RerankConfig())
-    pool = reranker.pool_size(cosines)
 
-    assert adaptive == reranker.rerank(query, candidates[:pool], cosines).order[0]
+    assert adaptive == Reranker(RerankConfig()).rerank_as_needed(query, candidates, cosines).order[0]
     assert adaptive_all == count == len(candidates) - 1  # the query itself, globally the last
 
 
@@ -130,6 +128,6 @@ def test_the_table_has_a_line_for_each_variant_and_the_drawing_names_each_set():
 
     assert lines[0] == "| local features | bytes a photo | CPU ms | lund (4) | tower (4) |"
     assert lines[2].startswith("| none: the descriptor alone | 0 | ")
-    assert lines[5] == "| 640 × 48 int4 (folio-small) | 17,924 | 15 | 0.750 / 0.500 | 0.750 / 0.500 |"
+    assert lines[4] == "| 640 × 48 int8 (folio-small) | 33,284 | 15 | 0.750 / 0.500 | 0.750 / 0.500 |"
     assert len(lines) == 2 + 31 + 2
     assert "tower&amp;nbsp;(4)" in drawing(rows)

@@ -179,11 +179,28 @@ def test_the_candidate_that_shows_the_same_comes_first(tiny_encoder: Encoder, mo
     assert (np.diff(reranked.scores[reranked.order]) <= 0).all()
 
 
-def test_matched_patches_are_the_strongest_pairs_each_once(tiny_encoder: Encoder):
-    reranked = rerank(tiny_encoder, RerankConfig())
+def test_matched_patches_are_the_pairs_that_count_each_once(tiny_encoder: Encoder):
+    """In mode `paper` all matches count; in mode `adaptive` those that the other candidates have not."""
+    for mode, share in (("paper", 1.0), ("adaptive", 0.5)):
+        reranked = rerank(tiny_encoder, RerankConfig(mode=mode))
+        drawn, matches = len(reranked.matched_patches), reranked.matches[reranked.order[0]]
 
-    assert len(reranked.matched_patches) == min(reranked.matches[reranked.order[0]], DRAWN_PAIRS)
-    assert len(np.unique(reranked.matched_patches, axis=0)) == len(reranked.matched_patches)
+        assert share * min(matches, DRAWN_PAIRS) <= drawn <= min(matches, DRAWN_PAIRS)
+        assert len(np.unique(reranked.matched_patches, axis=0)) == drawn
+
+
+def test_of_the_pairs_of_a_candidate_those_are_drawn_that_others_do_not_have(tiny_encoder: Encoder):
+    """The other candidates show the left half of the query, so the first alone has the right one, and that is why it is first."""
+    pixels = photo(0)
+    half = pixels.shape[1] // 2
+    other = [np.concatenate([pixels[:, :half], photo(seed)[:, half:]], axis=1) for seed in (7, 8, 9)]
+    query, same, *others = tiny_encoder.encode([pixels, pixels, *other])
+
+    reranked = Reranker(RerankConfig()).rerank(query, [*others, same], np.full(4, 0.5))
+
+    assert reranked.order[0] == 3
+    assert reranked.matches[:3].min() > 20
+    assert (reranked.matched_patches[:, 1] >= 8).mean() > 0.8
 
 
 def test_a_photo_moved_by_one_patch_matches_one_patch_further(tiny_encoder: Encoder):
@@ -263,3 +280,31 @@ def test_more_candidates_than_cosines_are_refused(tiny_encoder: Encoder):
 
 def test_the_pool_is_the_schedulers():
     assert Reranker(RerankConfig(pool=PoolConfig(fixed_size=3))).pool_size(np.array([0.9, 0.8, 0.7, 0.6])) == 3
+
+
+def test_candidates_are_matched_a_stage_at_a_time_as_if_all_at_once(tiny_encoder: Encoder):
+    """The same photo is among the first twenty of a hundred; the rest is never asked for, and no score depends on the stages."""
+    query, moved, *others = similar_photos(tiny_encoder)
+    candidates = [*others * 9, moved, *others * 40][:100]
+    cosines = np.linspace(0.5, 0.4, 100)
+    reranker = Reranker(RerankConfig())
+    ranking = reranker.begin(query, cosines)
+    asked = []
+    while wanted := ranking.wanted:
+        asked.append(wanted)
+        ranking.add(candidates[wanted.start : wanted.stop])
+    everything = reranker.rerank(query, candidates, cosines)
+
+    assert asked == [range(20)]
+    assert ranking.result().order[0] == everything.order[0] == 9 * len(others)
+    assert ranking.result().scores.tobytes() == everything.scores[:20].tobytes()
+
+
+def test_where_nothing_is_found_all_candidates_are_asked_for(tiny_encoder: Encoder):
+    query, _, *others = similar_photos(tiny_encoder)
+    reranker = Reranker(RerankConfig())
+
+    found = reranker.rerank_as_needed(query, (others * 50)[:100], np.linspace(0.5, 0.4, 100))
+
+    assert len(found.order) == 100
+    assert found.scores.tobytes() == reranker.rerank(query, (others * 50)[:100], np.linspace(0.5, 0.4, 100)).scores.tobytes()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fol_model.config import RerankConfig
+from fol_model.config import PoolConfig, RerankConfig
 from fol_model.matching import Features, from_stored, to_codes
 from fol_model.reranking import (
     COMMON,
@@ -23,6 +23,9 @@ from fol_model.reranking import (
     bounded_similarity,
     compare,
     fused_scores,
+    is_enough,
+    matched_size,
+    matched_stages,
     ranking_scores,
 )
 
@@ -252,3 +255,61 @@ def test_equal_scores_keep_the_global_order_but_in_mode_count_they_turn_it_aroun
 
     assert best_first(scores, ADAPTIVE).tolist() == best_first(scores, PAPER).tolist() == [1, 3, 0, 2, 4]
     assert best_first(scores, COUNT).tolist() == [3, 1, 4, 2, 0]
+
+
+# ----------------------------------------------------------------------------------------------- when matching is enough
+
+FLAT = np.linspace(0.5, 0.4, 100)
+"""Cosines that decide nothing."""
+
+
+def quiet(*, best: float, seed: int = 0) -> np.ndarray:
+    """D'_l of a hundred candidates, of which the fourth has `best` and the others hardly any."""
+    ranking = np.random.default_rng(seed).uniform(0, 0.01, 100)
+    ranking[3] = best
+    return ranking
+
+
+def test_twenty_are_enough_where_one_is_set_apart_and_all_are_matched_where_none_is():
+    assert matched_size(quiet(best=0.3), FLAT, ADAPTIVE) == 20
+    assert matched_size(quiet(best=0.01), FLAT, ADAPTIVE) == 100
+
+
+def test_matching_ends_where_the_best_leads_what_is_feared_of_the_next_and_not_a_hair_before():
+    """By the book: fused score of the best against cosine of the 21st and weighted mean and 3.5 deviations of the others."""
+    ranking = quiet(best=0.0)[:20]
+    others = np.delete(ranking, 3)
+    mu = FLAT[50:].mean()
+    feared = FLAT[20] - mu + 4 * (others.mean() + 3.5 * (others.std() + 0.006))
+    for more, enough in ((1e-5, True), (-1e-5, False)):
+        ranking[3] = (feared + more - (FLAT[3] - mu)) / 4
+        assert is_enough(ranking, FLAT, ADAPTIVE) is enough
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.3), st.floats(0, 8), st.floats(0, 8))
+def test_the_more_is_feared_the_longer_matching_goes_on(seed: int, best: float, one: float, other: float):
+    ranking = quiet(best=best, seed=seed)
+    little, much = (matched_size(ranking, FLAT, replace(ADAPTIVE, enough=enough)) for enough in sorted([one, other]))
+
+    assert little <= much
+    assert {little, much} <= set(matched_stages(FLAT, ADAPTIVE))
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.3))
+def test_what_lies_behind_the_pool_never_changes_its_size(seed: int, best: float):
+    ranking = quiet(best=best, seed=seed)
+    size = matched_size(ranking, FLAT, ADAPTIVE)
+    changed = np.concatenate([ranking[:size], np.random.default_rng(seed).uniform(0, 1, 100 - size)])
+
+    assert matched_size(changed, FLAT, ADAPTIVE) == size
+
+
+def test_pools_that_are_fixed_small_or_of_another_mode_are_matched_as_they_are():
+    assert matched_stages(FLAT, ADAPTIVE) == [20, 40, 100]
+    assert matched_stages(FLAT[:30], ADAPTIVE) == [20, 30]
+    assert matched_stages(FLAT[:20], ADAPTIVE) == [20]
+    assert matched_stages(np.concatenate([[0.9], FLAT[1:] / 2]), ADAPTIVE) == [1]
+    assert matched_stages(FLAT, replace(ADAPTIVE, pool=PoolConfig(fixed_size=100))) == [100]
+    assert matched_stages(FLAT, replace(ADAPTIVE, enough=None)) == [100]
+    assert matched_stages(FLAT, COUNT) == [100]
+    assert matched_stages(np.empty(0), ADAPTIVE) == [0]

@@ -327,7 +327,7 @@ def metrics() -> pa.Table:
 def calibration() -> Calibration:
     return Calibration(
         photos=360,
-        pool=PoolFit(min_size=5, delta=0.1, sigmas=1.5, sure_gap=0.2, sure_sigmas=6.0),
+        pool=PoolFit(sure_gap=0.2, sure_sigmas=6.0, enough=4.0),
         distinct_weight=1.5,
         confidence=ConfidenceFit(weights={"support": 2.0}, intercept=-1.0, thresholds={"0.95": 0.9}, error_factor=0.8),
         evidence=Evidence(

@@ -223,7 +223,7 @@ def test_candidates_and_queries_whose_features_do_not_fit_are_ranked_by_descript
 def test_a_worker_uses_what_was_fitted_to_its_map_unless_it_was_told_otherwise(storage: Storage):
     fitted = Calibration(
         photos=6,
-        pool=PoolFit(min_size=6, delta=0.0, sigmas=9.0, sure_gap=10.0, sure_sigmas=6.0),
+        pool=PoolFit(sure_gap=10.0, sure_sigmas=6.0, enough=4.0),
         distinct_weight=0.0,
         confidence=None,
         evidence=samples.calibration().evidence,
