@@ -55,10 +55,13 @@ NEVER: Final = 1000.0
 """No lead is as large."""
 
 FIRST: Final = 5
-"""A right candidate among the first five is not lost either: people look at them, and they vote."""
+"""Right candidates among the first five are not to be lost either: people look at them, and they vote ..."""
 
-SURE_ERRORS: Final = 2.0
-"""Standard errors by which another weight must win, as nine of them are tried."""
+FIRST_LOST: Final = 0.01
+"""... but for this share of the photos asked: one of them shall not double the pools of a map."""
+
+SURE_ERRORS: Final = 2.8
+"""Standard errors by which another weight must win: as nine are tried, one wins by chance in one map of forty."""
 
 WEIGHTS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 SURE_GAPS: Final = (0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
@@ -192,7 +195,7 @@ def fit_enough(
     right: Sequence[Bool[np.ndarray, " all"]],
     config: RerankConfig,
 ) -> float:
-    """Find how soon matching may end so that as many right candidates are first, and among the first five, as after all of it.
+    """Find how soon matching may end so that as many right candidates are first as after all of it, and nearly as many of five.
 
     Args:
         cosines: of the candidates of each photo asked, largest first.
@@ -209,7 +212,7 @@ def fit_enough(
     for enough in ENOUGH:
         trial = replace(config, enough=enough)
         first, among = counts([one[: matched_size(one, row, trial)] for one, row in zip(local, cosines, strict=True)])
-        if first >= target[0] and among >= target[1]:
+        if first >= target[0] and among >= target[1] - FIRST_LOST * len(cosines):
             return enough
     return NEVER
 
