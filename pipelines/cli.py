@@ -133,8 +133,9 @@ PRIOR = _options(
     click.option("--taken-from", metavar="TIME", help="Look only at photos of this day or time and later."),
     click.option("--taken-until", metavar="TIME", help="And until this one."),
 )
+ALONE = click.option("--alone", is_flag=True, help="Decide on each photo by itself, whatever was taken before and after it.")
 TOGETHER = _options(
-    click.option("--alone", is_flag=True, help="Decide on each photo by itself, whatever was taken before and after it."),
+    ALONE,
     click.option(
         "--max-speed",
         "max_speed_kmh",
@@ -421,6 +422,7 @@ def _undo(run: str, out: str | None, *, force: bool, as_json: bool) -> None:
 @UTM_ZONE
 @DEVICE
 @PRECISION
+@ALONE
 @PRIOR
 @STRICT
 @JSON
