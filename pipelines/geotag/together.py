@@ -29,7 +29,7 @@ from pipelines.locate.confidence import probability, signals_of
 from pipelines.locate.decide import locate, needed_probability, place_of, strictest_promise
 from pipelines.locate.holding_back import RADIUS_M
 from pipelines.locate.impossible import covered_box, why_impossible
-from pipelines.locate.path import FAR_OFF, Lookalikes, Path, Reach, metres, pace_mps, probabilities, reachable_m
+from pipelines.locate.path import FAR_OFF, FEWEST_SURE, Lookalikes, Path, Reach, metres, pace_mps, probabilities, reachable_m
 from pipelines.locate.position import FOREIGN_SCORES, Group, Location, PositionConfig, Vote, groups_of
 from pipelines.locate.sequences import is_usable, sequences_of
 from pipelines.query.answering import COVERAGE_POINTS, Answers
@@ -326,6 +326,7 @@ def _along_paths(
     runs, names = _runs(answers.queries, decisions, around)
     paths = [_path(run, confidence) for run in runs]
     lookalikes, reach = Lookalikes(paths), _reach(answers.coverage, around.prior)
+    notes = _tracks_prove_nothing(decisions, lookalikes, confidence)
     mistrusted = 0
     for run, name, path in zip(runs, names, paths, strict=True):
         chances = probabilities(path, reach, lookalikes, max_speed_mps=around.max_speed_mps)
@@ -340,7 +341,21 @@ def _along_paths(
             run[number].contradicted = True
             _refuse(run[number], _why_against(run, path, number, around))
         _fill(run, path, around.max_speed_mps)
-    return _mistrust(mistrusted)
+    return [*notes, *_mistrust(mistrusted)]
+
+
+def _tracks_prove_nothing(decisions: Sequence[Decision], lookalikes: Lookalikes, confidence: ConfidenceFit | None) -> list[str]:
+    """Say when tracks can speak against answers but can add none."""
+    if not any(np.isfinite(each.fix[0]) for each in decisions):
+        return []
+    if confidence is None:
+        why = "the map is not calibrated"
+    elif lookalikes.photos < FEWEST_SURE:
+        sure = lookalikes.photos
+        why = f"to learn what a track proves here takes {FEWEST_SURE} photos that are sure of their place, and {sure} were found"
+    else:
+        return []
+    return [f"the tracks add no answers, they only speak against some: {why}. --use-track takes their positions, marked as such"]
 
 
 def _mistrust(photos: int) -> list[str]:

@@ -107,7 +107,7 @@ def _drawings(folder: ResultsFolder, answers: Answers) -> dict[str, Model]:
     places = np.concatenate([answers.truth, answers.position, coverage])
     drawings: dict[str, Model] = {}
     if is_known(places).any():
-        drawings["map"] = answer_map(answers, coverage, plane_at(places))
+        drawings["map"] = answer_map(answers, coverage, plane_at(coverage if is_known(coverage).any() else places))
     checkable = int(is_known(answers.truth).sum())
     if checkable:
         given_as = RERANKED if folder.geotags is None else GIVEN

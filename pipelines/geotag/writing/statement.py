@@ -124,8 +124,8 @@ def statement_of(geotag: dict[str, Any], *, map_version: int | None, run_id: str
 def is_by_pixels(geotag: dict[str, Any]) -> bool:
     """Say whether the position of a row of geotags is the one that the photo's own pixels speak for.
 
-    Only then do its probability and the photo that matched say anything of the position: a photo between two others, on a track, or
-    put on the map by a person may have been found elsewhere, and was not surely enough.
+    Only then do its probability and the photo that matched say anything of the position: by hand, on a track, or between two
+    others it may be another one.
     """
     best = (geotag["best_lat_deg"], geotag["best_lon_deg"])
     return geotag["status"] == GeotagStatus.ANSWERED or (geotag["lat_deg"], geotag["lon_deg"]) == best
