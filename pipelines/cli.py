@@ -849,14 +849,14 @@ def demo(directory: str) -> None:
 
 
 def _apply(out: str, decisions: Path, settings: Settings) -> "AppliedSummary":
-    """Apply decisions, and write the report again where there is one: it shows geotags."""
+    """Apply decisions, and write the report again as it was asked for, where there is one: it shows geotags."""
     from pipelines.geotag.decisions import apply_decisions
 
     done = apply_decisions(out, decisions, settings)
     if (Path(out) / "report.html").exists():
-        from pipelines.report.page import write_report
+        from pipelines.report.page import write_report_again
 
-        write_report(Path(out), settings=settings)
+        write_report_again(Path(out), settings=settings)
     return done
 
 
