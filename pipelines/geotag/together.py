@@ -56,6 +56,9 @@ made of it."""
 LESS: Final = 0.95
 """A sure answer that a path makes hardly less likely than it was alone is kept, however unlikely that was."""
 
+READ_ROWS: Final = 65_536
+"""Candidates read from their table at once."""
+
 FEWEST: Final = 3
 """Sure photos of which more than half must contradict the times, or a track, to make those wrong and not the photos."""
 
@@ -80,14 +83,25 @@ ALONE: Final = Around(sequences=False)
 """Each photo for itself."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A photo of the map that was re-ranked for a photo."""
+
+    image_id: str | None
+    """None: it is not told; likewise `uri`."""
+    uri: str | None
+    cosine: float
+    vote: Vote
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Decision:
     """What became of one photo."""
 
     row: dict[str, Any]
     """Of the queries."""
-    candidates: list[dict[str, Any]]
-    """Re-ranked, best first."""
+    candidates: list[Candidate]
+    """Best first."""
     groups: list[Group]
     location: Location
     status: GeotagStatus
@@ -142,15 +156,11 @@ def decide_together(answers: Answers, config: PositionConfig, around: Around) ->
 
 
 def _alone(answers: Answers, config: PositionConfig, confidence: ConfidenceFit | None, *, most: int) -> list[Decision]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    columns = ["query_id", "image_id", "uri", "lat_deg", "lon_deg", "matches", "local_score", "score", "cosine"]
-    pool = answers.results.filter(pc.is_valid(answers.results["score"]))
-    for row in pool.select(columns).to_pylist():
-        found.setdefault(row["query_id"], []).append(row)
+    found = _candidates(answers.results)
     decisions = []
     for row in answers.queries.to_pylist():
         candidates = found.get(row["image_id"], [])
-        votes = _votes(candidates)
+        votes = [each.vote for each in candidates]
         location = locate(votes, config, confidence)
         decisions.append(
             Decision(
@@ -164,8 +174,22 @@ def _alone(answers: Answers, config: PositionConfig, confidence: ConfidenceFit |
     return decisions
 
 
-def _votes(candidates: Sequence[dict[str, Any]]) -> list[Vote]:
-    return [Vote(**{each.name: row[each.name] for each in fields(Vote)}) for row in candidates]
+def _candidates(results: pa.Table) -> dict[str, list[Candidate]]:
+    """Read the candidates of each query. Of large archives they are most of what is in memory, so names are kept once."""
+    found: dict[str, list[Candidate]] = {}
+    names: dict[str, str] = {}
+    votes = [each.name for each in fields(Vote)]
+    pool = results.filter(pc.is_valid(results["score"])).select(["query_id", "image_id", "uri", "cosine", *votes])
+    for batch in pool.to_batches(max_chunksize=READ_ROWS):
+        for row in batch.to_pylist():
+            candidate = Candidate(
+                image_id=names.setdefault(row["image_id"], row["image_id"]),
+                uri=names.setdefault(row["uri"], row["uri"]),
+                cosine=row["cosine"],
+                vote=Vote(**{name: row[name] for name in votes}),
+            )
+            found.setdefault(row["query_id"], []).append(candidate)
+    return found
 
 
 def _refuse(decision: Decision, reason: str) -> None:
@@ -205,11 +229,11 @@ def _covered(answers: Answers) -> BBox | None:
 def _withhold(decisions: Sequence[Decision], region: Region) -> None:
     """Forget all that is known of the photos that may have been taken there, and other photos' candidate places there."""
     for each in decisions:
-        first = each.candidates[0] if each.candidates else {}
+        first = each.candidates[0].vote if each.candidates else None
         if region.holds_any(
             (each.location.lat_deg, each.location.lon_deg),
             (each.location.best_lat_deg, each.location.best_lon_deg),
-            (first.get("lat_deg"), first.get("lon_deg")),
+            (first.lat_deg, first.lon_deg) if first else (None, None),
             (each.row["lat_deg"], each.row["lon_deg"]),
             (each.fix[0], each.fix[1]),
         ):
@@ -382,12 +406,12 @@ def _runs(queries: pa.Table, decisions: list[Decision], around: Around) -> tuple
 def _path(run: Sequence[Decision], confidence: ConfidenceFit | None) -> Path:
     lat, lon, prior = (np.zeros((len(run), PLACES)) for _ in range(3))
     match = np.full((len(run), PLACES), -1)
-    numbers: dict[str, int] = {}
+    numbers: dict[str | None, int] = {}
     for number, each in enumerate(run):
         chances = _chances(each, confidence)
         for place, (group, chance) in enumerate(zip(each.groups, chances, strict=True)):
             lat[number, place], lon[number, place], prior[number, place] = group.lat_deg, group.lon_deg, chance
-            photo = each.candidates[int(group.agrees.argmax())]["image_id"]
+            photo = each.candidates[int(group.agrees.argmax())].image_id
             match[number, place] = numbers.setdefault(photo, len(numbers))
     times = [_seconds(each) for each in run]
     return Path(
@@ -407,7 +431,7 @@ def _chances(decision: Decision, confidence: ConfidenceFit | None) -> list[float
         return []
     first, *others = decision.groups
     if confidence is not None:
-        best = probability(confidence, signals_of(_votes(decision.candidates), first))
+        best = probability(confidence, signals_of([each.vote for each in decision.candidates], first))
     elif decision.status == GeotagStatus.ANSWERED:
         best = SURE_UNCALIBRATED
     else:

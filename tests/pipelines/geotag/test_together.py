@@ -77,7 +77,7 @@ def test_a_path_chooses_another_place_and_names_the_candidate_that_stands_there(
 
     found = decided(shots)["walk/010.jpg"]
 
-    assert found.candidates[found.matched]["uri"] == "map/walk/010.jpg 2"
+    assert found.candidates[found.matched].uri == "map/walk/010.jpg 2"
     assert found.location.best_lat_deg == pytest.approx(north(120), abs=1e-6)
 
 
