@@ -350,7 +350,7 @@ def _along_paths(
     runs, names = _runs(answers.queries, decisions, around)
     paths = [_path(run, confidence) for run in runs]
     lookalikes, reach = Lookalikes(paths), _reach(answers.coverage, around.prior)
-    notes = _tracks_prove_nothing(decisions, lookalikes, confidence)
+    notes = [] if around.use_track else _tracks_prove_nothing(decisions, lookalikes, confidence)
     mistrusted = 0
     for run, name, path in zip(runs, names, paths, strict=True):
         chances = probabilities(path, reach, lookalikes, max_speed_mps=around.max_speed_mps)

@@ -269,6 +269,7 @@ def test_it_is_said_when_a_track_can_add_no_answer(sure: int, calibrated: bool, 
     decisions, notes = decide_together(answers, CONFIG, Around(sequences=False, tracks=a_track()))
 
     assert [said in note for note in notes] == [True] * (said is not None)
+    assert decide_together(answers, CONFIG, Around(sequences=False, tracks=a_track(), use_track=True))[1] == []
     if calibrated:
         assert (decisions[-1].status == "answered") == (said is None)
 
