@@ -343,28 +343,39 @@ class Bar:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sequenced:
+    """Photos that were taken one after the other."""
+
+    photos: list[Decision]
+    name: str | None = None
+    hidden_s: tuple[float, ...] = ()
+    """When those were taken of which nothing may be told: they are not among the photos."""
+
+
 def _along_paths(
     answers: Answers, decisions: list[Decision], config: PositionConfig, confidence: ConfidenceFit | None, around: Around
 ) -> list[str]:
     bar = Bar.of(confidence, config.precision)
-    runs, names = _runs(answers.queries, decisions, around)
-    paths = [_path(run, confidence) for run in runs]
+    sequences = _sequences(answers.queries, decisions, around)
+    paths = [_path(each.photos, confidence) for each in sequences]
     lookalikes, reach = Lookalikes(paths), _reach(answers.coverage, around.prior)
     notes = [] if around.use_track else _tracks_prove_nothing(decisions, lookalikes, confidence)
     mistrusted = 0
-    for run, name, path in zip(runs, names, paths, strict=True):
+    for sequence, path in zip(sequences, paths, strict=True):
+        run = sequence.photos
         chances = probabilities(path, reach, lookalikes, max_speed_mps=around.max_speed_mps)
         against = path.sure & (chances[:, 0] < np.minimum(LESS * path.prior[:, 0], bar.sure))
         if len(run) > 1 and path.sure.sum() >= FEWEST and against.sum() > path.sure.sum() / 2:
             mistrusted += len(run)
             continue
         for each, chance in zip(run, chances, strict=True):
-            each.sequence = name
+            each.sequence = sequence.name
             _settle(each, chance, bar, config)
         for number in np.flatnonzero(against).tolist():
             run[number].contradicted = True
             _refuse(run[number], _why_against(run, path, number, around))
-        _fill(run, path, around.max_speed_mps)
+        _fill(sequence, path, around.max_speed_mps)
     return [*notes, *_mistrust(mistrusted)]
 
 
@@ -390,17 +401,17 @@ def _mistrust(photos: int) -> list[str]:
     ]
 
 
-def _runs(queries: pa.Table, decisions: list[Decision], around: Around) -> tuple[list[list[Decision]], list[str | None]]:
+def _sequences(queries: pa.Table, decisions: list[Decision], around: Around) -> list[Sequenced]:
     """Photos that were taken one after the other; and each of the others that a track says something of."""
     found = sequences_of(queries) if around.sequences else []
-    runs = [[decisions[row] for row in sequence.rows if not decisions[row].withheld] for sequence in found]
-    names: list[str | None] = [sequence.name for sequence in found]
-    inside = {row for sequence in found for row in sequence.rows}
-    lone = [[each] for row, each in enumerate(decisions) if row not in inside and np.isfinite(each.fix[0])]
-    return [*(run for run in runs if run), *lone], [
-        *(name for run, name in zip(runs, names, strict=True) if run),
-        *[None] * len(lone),
-    ]
+    sequences = []
+    for each in found:
+        photos = [decisions[row] for row in each.rows]
+        hidden_s = tuple(_seconds(photo) for photo in photos if photo.withheld)
+        sequences.append(Sequenced(photos=[photo for photo in photos if not photo.withheld], name=each.name, hidden_s=hidden_s))
+    inside = {row for each in found for row in each.rows}
+    lone = [each for row, each in enumerate(decisions) if row not in inside and np.isfinite(each.fix[0])]
+    return [*(each for each in sequences if each.photos), *(Sequenced(photos=[each]) for each in lone)]
 
 
 def _path(run: Sequence[Decision], confidence: ConfidenceFit | None) -> Path:
@@ -486,11 +497,14 @@ def _why_against(run: Sequence[Decision], path: Path, number: int, around: Aroun
     )
 
 
-def _fill(run: Sequence[Decision], path: Path, max_speed_mps: float) -> None:
-    """Give unknown photos the positions between answers."""
+def _fill(sequence: Sequenced, path: Path, max_speed_mps: float) -> None:
+    """Give unknown photos the positions between answers; not where the way went through a place that may not be told."""
+    run = sequence.photos
     answered = [number for number, each in enumerate(run) if each.status == GeotagStatus.ANSWERED]
     usual_mps = pace_mps(path, max_speed_mps) / 2
     for first, last in pairwise(answered):
+        if any(path.seconds[first] <= hidden_s <= path.seconds[last] for hidden_s in sequence.hidden_s):
+            continue
         for number in range(first + 1, last):
             each, before, after = run[number], run[first], run[last]
             fix = between(
