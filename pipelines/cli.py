@@ -133,8 +133,9 @@ PRIOR = _options(
     click.option("--taken-from", metavar="TIME", help="Look only at photos of this day or time and later."),
     click.option("--taken-until", metavar="TIME", help="And until this one."),
 )
+ALONE = click.option("--alone", is_flag=True, help="Decide on each photo by itself, whatever was taken before and after it.")
 TOGETHER = _options(
-    click.option("--alone", is_flag=True, help="Decide on each photo by itself, whatever was taken before and after it."),
+    ALONE,
     click.option(
         "--max-speed",
         "max_speed_kmh",
@@ -421,6 +422,7 @@ def _undo(run: str, out: str | None, *, force: bool, as_json: bool) -> None:
 @UTM_ZONE
 @DEVICE
 @PRECISION
+@ALONE
 @PRIOR
 @STRICT
 @JSON
@@ -847,14 +849,14 @@ def demo(directory: str) -> None:
 
 
 def _apply(out: str, decisions: Path, settings: Settings) -> "AppliedSummary":
-    """Apply decisions, and write the report again where there is one: it shows geotags."""
+    """Apply decisions, and write the report again as it was asked for, where there is one: it shows geotags."""
     from pipelines.geotag.decisions import apply_decisions
 
     done = apply_decisions(out, decisions, settings)
     if (Path(out) / "report.html").exists():
-        from pipelines.report.page import write_report
+        from pipelines.report.page import write_report_again
 
-        write_report(Path(out), settings=settings)
+        write_report_again(Path(out), settings=settings)
     return done
 
 

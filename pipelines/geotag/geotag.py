@@ -216,7 +216,7 @@ def _withheld(decisions: Sequence[Decision]) -> list[str]:
 
 
 def _redacted(decision: Decision) -> Decision:
-    return replace(decision, candidates=[{**row, "uri": None, "image_id": None} for row in decision.candidates])
+    return replace(decision, candidates=[replace(each, uri=None, image_id=None) for each in decision.candidates])
 
 
 def _degraded(queries: int) -> list[str]:
@@ -227,7 +227,7 @@ def _degraded(queries: int) -> list[str]:
 
 def _geotag(decision: Decision) -> dict[str, Any]:
     query, location = decision.row, decision.location
-    best = decision.candidates[decision.matched] if decision.candidates else {}
+    best = decision.candidates[decision.matched] if decision.candidates else None
     return {
         "query_id": query["image_id"],
         "uri": query["uri"],
@@ -244,10 +244,10 @@ def _geotag(decision: Decision) -> dict[str, Any]:
         "best_error_m": location.best_error_m,
         "sequence_id": decision.sequence,
         "duplicate_of": decision.duplicate_of,
-        "matched_uri": best.get("uri"),
-        "matched_image_id": best.get("image_id"),
-        "matches": best.get("matches"),
-        "cosine": best.get("cosine"),
+        "matched_uri": best and best.uri,
+        "matched_image_id": best and best.image_id,
+        "matches": best and best.vote.matches,
+        "cosine": best and best.cosine,
         "pool_size": len(decision.candidates),
         "known_lat_deg": query["lat_deg"],
         "known_lon_deg": query["lon_deg"],

@@ -29,7 +29,7 @@ from pipelines.locate.confidence import probability, signals_of
 from pipelines.locate.decide import locate, needed_probability, place_of, strictest_promise
 from pipelines.locate.holding_back import RADIUS_M
 from pipelines.locate.impossible import covered_box, why_impossible
-from pipelines.locate.path import FAR_OFF, Lookalikes, Path, Reach, metres, pace_mps, probabilities, reachable_m
+from pipelines.locate.path import FAR_OFF, FEWEST_SURE, Lookalikes, Path, Reach, metres, pace_mps, probabilities, reachable_m
 from pipelines.locate.position import FOREIGN_SCORES, Group, Location, PositionConfig, Vote, groups_of
 from pipelines.locate.sequences import is_usable, sequences_of
 from pipelines.query.answering import COVERAGE_POINTS, Answers
@@ -56,6 +56,9 @@ made of it."""
 LESS: Final = 0.95
 """A sure answer that a path makes hardly less likely than it was alone is kept, however unlikely that was."""
 
+READ_ROWS: Final = 65_536
+"""Candidates read from their table at once."""
+
 FEWEST: Final = 3
 """Sure photos of which more than half must contradict the times, or a track, to make those wrong and not the photos."""
 
@@ -80,14 +83,25 @@ ALONE: Final = Around(sequences=False)
 """Each photo for itself."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A photo of the map that was re-ranked for a photo."""
+
+    image_id: str | None
+    """None: it is not told; likewise `uri`."""
+    uri: str | None
+    cosine: float
+    vote: Vote
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Decision:
     """What became of one photo."""
 
     row: dict[str, Any]
     """Of the queries."""
-    candidates: list[dict[str, Any]]
-    """Re-ranked, best first."""
+    candidates: list[Candidate]
+    """Best first."""
     groups: list[Group]
     location: Location
     status: GeotagStatus
@@ -142,15 +156,11 @@ def decide_together(answers: Answers, config: PositionConfig, around: Around) ->
 
 
 def _alone(answers: Answers, config: PositionConfig, confidence: ConfidenceFit | None, *, most: int) -> list[Decision]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    columns = ["query_id", "image_id", "uri", "lat_deg", "lon_deg", "matches", "local_score", "score", "cosine"]
-    pool = answers.results.filter(pc.is_valid(answers.results["score"]))
-    for row in pool.select(columns).to_pylist():
-        found.setdefault(row["query_id"], []).append(row)
+    found = _candidates(answers.results)
     decisions = []
     for row in answers.queries.to_pylist():
         candidates = found.get(row["image_id"], [])
-        votes = _votes(candidates)
+        votes = [each.vote for each in candidates]
         location = locate(votes, config, confidence)
         decisions.append(
             Decision(
@@ -164,8 +174,22 @@ def _alone(answers: Answers, config: PositionConfig, confidence: ConfidenceFit |
     return decisions
 
 
-def _votes(candidates: Sequence[dict[str, Any]]) -> list[Vote]:
-    return [Vote(**{each.name: row[each.name] for each in fields(Vote)}) for row in candidates]
+def _candidates(results: pa.Table) -> dict[str, list[Candidate]]:
+    """Read the candidates of each query. Of large archives they are most of what is in memory, so names are kept once."""
+    found: dict[str, list[Candidate]] = {}
+    names: dict[str, str] = {}
+    votes = [each.name for each in fields(Vote)]
+    pool = results.filter(pc.is_valid(results["score"])).select(["query_id", "image_id", "uri", "cosine", *votes])
+    for batch in pool.to_batches(max_chunksize=READ_ROWS):
+        for row in batch.to_pylist():
+            candidate = Candidate(
+                image_id=names.setdefault(row["image_id"], row["image_id"]),
+                uri=names.setdefault(row["uri"], row["uri"]),
+                cosine=row["cosine"],
+                vote=Vote(**{name: row[name] for name in votes}),
+            )
+            found.setdefault(row["query_id"], []).append(candidate)
+    return found
 
 
 def _refuse(decision: Decision, reason: str) -> None:
@@ -205,11 +229,11 @@ def _covered(answers: Answers) -> BBox | None:
 def _withhold(decisions: Sequence[Decision], region: Region) -> None:
     """Forget all that is known of the photos that may have been taken there, and other photos' candidate places there."""
     for each in decisions:
-        first = each.candidates[0] if each.candidates else {}
+        first = each.candidates[0].vote if each.candidates else None
         if region.holds_any(
             (each.location.lat_deg, each.location.lon_deg),
             (each.location.best_lat_deg, each.location.best_lon_deg),
-            (first.get("lat_deg"), first.get("lon_deg")),
+            (first.lat_deg, first.lon_deg) if first else (None, None),
             (each.row["lat_deg"], each.row["lon_deg"]),
             (each.fix[0], each.fix[1]),
         ):
@@ -319,28 +343,54 @@ class Bar:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sequenced:
+    """Photos that were taken one after the other."""
+
+    photos: list[Decision]
+    name: str | None = None
+    hidden_s: tuple[float, ...] = ()
+    """When those were taken of which nothing may be told: they are not among the photos."""
+
+
 def _along_paths(
     answers: Answers, decisions: list[Decision], config: PositionConfig, confidence: ConfidenceFit | None, around: Around
 ) -> list[str]:
     bar = Bar.of(confidence, config.precision)
-    runs, names = _runs(answers.queries, decisions, around)
-    paths = [_path(run, confidence) for run in runs]
+    sequences = _sequences(answers.queries, decisions, around)
+    paths = [_path(each.photos, confidence) for each in sequences]
     lookalikes, reach = Lookalikes(paths), _reach(answers.coverage, around.prior)
+    notes = [] if around.use_track else _tracks_prove_nothing(decisions, lookalikes, confidence)
     mistrusted = 0
-    for run, name, path in zip(runs, names, paths, strict=True):
+    for sequence, path in zip(sequences, paths, strict=True):
+        run = sequence.photos
         chances = probabilities(path, reach, lookalikes, max_speed_mps=around.max_speed_mps)
         against = path.sure & (chances[:, 0] < np.minimum(LESS * path.prior[:, 0], bar.sure))
         if len(run) > 1 and path.sure.sum() >= FEWEST and against.sum() > path.sure.sum() / 2:
             mistrusted += len(run)
             continue
         for each, chance in zip(run, chances, strict=True):
-            each.sequence = name
+            each.sequence = sequence.name
             _settle(each, chance, bar, config)
         for number in np.flatnonzero(against).tolist():
             run[number].contradicted = True
             _refuse(run[number], _why_against(run, path, number, around))
-        _fill(run, path, around.max_speed_mps)
-    return _mistrust(mistrusted)
+        _fill(sequence, path, around.max_speed_mps)
+    return [*notes, *_mistrust(mistrusted)]
+
+
+def _tracks_prove_nothing(decisions: Sequence[Decision], lookalikes: Lookalikes, confidence: ConfidenceFit | None) -> list[str]:
+    """Say when tracks can speak against answers but can add none."""
+    if not any(np.isfinite(each.fix[0]) for each in decisions):
+        return []
+    if confidence is None:
+        why = "the map is not calibrated"
+    elif lookalikes.photos < FEWEST_SURE:
+        sure = lookalikes.photos
+        why = f"to learn what a track proves here takes {FEWEST_SURE} photos that are sure of their place, and {sure} were found"
+    else:
+        return []
+    return [f"the tracks add no answers, they only speak against some: {why}. --use-track takes their positions, marked as such"]
 
 
 def _mistrust(photos: int) -> list[str]:
@@ -351,28 +401,28 @@ def _mistrust(photos: int) -> list[str]:
     ]
 
 
-def _runs(queries: pa.Table, decisions: list[Decision], around: Around) -> tuple[list[list[Decision]], list[str | None]]:
+def _sequences(queries: pa.Table, decisions: list[Decision], around: Around) -> list[Sequenced]:
     """Photos that were taken one after the other; and each of the others that a track says something of."""
     found = sequences_of(queries) if around.sequences else []
-    runs = [[decisions[row] for row in sequence.rows if not decisions[row].withheld] for sequence in found]
-    names: list[str | None] = [sequence.name for sequence in found]
-    inside = {row for sequence in found for row in sequence.rows}
-    lone = [[each] for row, each in enumerate(decisions) if row not in inside and np.isfinite(each.fix[0])]
-    return [*(run for run in runs if run), *lone], [
-        *(name for run, name in zip(runs, names, strict=True) if run),
-        *[None] * len(lone),
-    ]
+    sequences = []
+    for each in found:
+        photos = [decisions[row] for row in each.rows]
+        hidden_s = tuple(_seconds(photo) for photo in photos if photo.withheld)
+        sequences.append(Sequenced(photos=[photo for photo in photos if not photo.withheld], name=each.name, hidden_s=hidden_s))
+    inside = {row for each in found for row in each.rows}
+    lone = [each for row, each in enumerate(decisions) if row not in inside and np.isfinite(each.fix[0])]
+    return [*(each for each in sequences if each.photos), *(Sequenced(photos=[each]) for each in lone)]
 
 
 def _path(run: Sequence[Decision], confidence: ConfidenceFit | None) -> Path:
     lat, lon, prior = (np.zeros((len(run), PLACES)) for _ in range(3))
     match = np.full((len(run), PLACES), -1)
-    numbers: dict[str, int] = {}
+    numbers: dict[str | None, int] = {}
     for number, each in enumerate(run):
         chances = _chances(each, confidence)
         for place, (group, chance) in enumerate(zip(each.groups, chances, strict=True)):
             lat[number, place], lon[number, place], prior[number, place] = group.lat_deg, group.lon_deg, chance
-            photo = each.candidates[int(group.agrees.argmax())]["image_id"]
+            photo = each.candidates[int(group.agrees.argmax())].image_id
             match[number, place] = numbers.setdefault(photo, len(numbers))
     times = [_seconds(each) for each in run]
     return Path(
@@ -392,7 +442,7 @@ def _chances(decision: Decision, confidence: ConfidenceFit | None) -> list[float
         return []
     first, *others = decision.groups
     if confidence is not None:
-        best = probability(confidence, signals_of(_votes(decision.candidates), first))
+        best = probability(confidence, signals_of([each.vote for each in decision.candidates], first))
     elif decision.status == GeotagStatus.ANSWERED:
         best = SURE_UNCALIBRATED
     else:
@@ -447,11 +497,14 @@ def _why_against(run: Sequence[Decision], path: Path, number: int, around: Aroun
     )
 
 
-def _fill(run: Sequence[Decision], path: Path, max_speed_mps: float) -> None:
-    """Give unknown photos the positions between answers."""
+def _fill(sequence: Sequenced, path: Path, max_speed_mps: float) -> None:
+    """Give unknown photos the positions between answers; not where the way went through a place that may not be told."""
+    run = sequence.photos
     answered = [number for number, each in enumerate(run) if each.status == GeotagStatus.ANSWERED]
     usual_mps = pace_mps(path, max_speed_mps) / 2
     for first, last in pairwise(answered):
+        if any(path.seconds[first] <= hidden_s <= path.seconds[last] for hidden_s in sequence.hidden_s):
+            continue
         for number in range(first + 1, last):
             each, before, after = run[number], run[first], run[last]
             fix = between(

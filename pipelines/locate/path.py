@@ -116,6 +116,11 @@ class Lookalikes:
                 apart.append(metres(lat[:, 0], lon[:, 0], lat[:, 1], lon[:, 1]))
         self._apart_m: Float64[np.ndarray, " s"] = np.sort(np.concatenate(apart))
 
+    @property
+    def photos(self) -> int:
+        """Sure photos that this was learnt from; fewer than `FEWEST_SURE` prove nothing."""
+        return len(self._apart_m)
+
     def share(self, within_m: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
         """Say which share of the wrong places lies within a distance of the right one, at the upper end of its error."""
         found = len(self._apart_m)

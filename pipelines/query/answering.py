@@ -131,10 +131,6 @@ def answer_catalog(
     chunks: list[Chunk] = []
     unusable: dict[int, PhotoError] = {}
     with progress_bar(len(images), unit="photo", description=description) as bar:
-        if before:
-            chunks += before.find(basis_of(worker.map, worker), dict(zip(row_of, images["photo_key"].to_pylist(), strict=True)))
-        done = {name for chunk in chunks for name in chunk.photo_keys}
-        bar.update(len(done))
 
         def answer(names: Iterable[str]) -> None:
             for chunk, errors in _chunks(worker, images, [row_of[name] for name in names], settings, limits):
@@ -144,27 +140,46 @@ def answer_catalog(
                 unusable.update(errors)
                 bar.update(len(chunk.photo_keys) + len(errors))
 
+        if before:
+            chunks += before.find(basis_of(worker.map, worker), dict(zip(row_of, images["photo_key"].to_pylist(), strict=True)))
+        done = {name for chunk in chunks for name in chunk.photo_keys}
+        bar.update(len(done))
         copies = {name: first for name, first in duplicates.items() if name not in done}
         answer(name for name in row_of if name not in done and name not in copies)
         alone = [name for name, first in copies.items() if row_of[first] in unusable]  # that file may have changed, this one not
         answer(alone)
         bar.update(len(copies) - len(alone))
     duplicates = {name: first for name, first in duplicates.items() if row_of[first] not in unusable}
+    return _gathered(worker, catalog, chunks, unusable, duplicates, answered_before=len(done))
+
+
+def _gathered(
+    worker: QueryWorker,
+    catalog: Catalog,
+    chunks: Sequence[Chunk],
+    unusable: Mapping[int, PhotoError],
+    duplicates: Mapping[str, str],
+    *,
+    answered_before: int,
+) -> Answers:
+    """Make the tables of all that was found, in the order of the catalog."""
+    images = catalog.images
+    answered = [chunk for chunk in chunks if chunk.photo_keys]
     rejects = [reject_row(images, row, "query", unusable[row]) for row in sorted(unusable)]
     lacking = {name for chunk in chunks for name in chunk.without_features}
     lacking |= {name for name, first in duplicates.items() if first in lacking}
     return Answers(
         queries=images.filter(pa.array([row not in unusable for row in range(len(images))], pa.bool_())),
-        results=_in_order([chunk.results for chunk in chunks], row_of, duplicates),
+        results=_in_order([chunk.results for chunk in chunks], images["image_id"].to_pylist(), duplicates),
         rejects=pa.concat_tables([catalog.rejects, pa.Table.from_pylist(rejects, REJECTS)]),
         coverage=_coverage(worker),
-        versions=sorted({int(chunk.basis["map_version"]) for chunk in chunks if chunk.photo_keys}),
+        versions=sorted({int(chunk.basis["map_version"]) for chunk in answered}),
         calibration=worker.calibration,
         without_features=tuple(sorted(lacking)),
         facts=facts_of(worker),
-        basis=_only([chunk.basis for chunk in chunks if chunk.photo_keys]),
-        answered_before=len(done),
-        answered_now=sum(len(chunk.photo_keys) for chunk in chunks) - len(done),
+        basis=_only([chunk.basis for chunk in answered]),
+        answered_before=answered_before,
+        answered_now=sum(len(chunk.photo_keys) for chunk in answered) - answered_before,
         duplicates=duplicates,
     )
 
@@ -253,21 +268,24 @@ def _several(items: Iterable[T], count: int, within_s: float = math.inf) -> Iter
         yield several
 
 
-def _in_order(results: Sequence[pa.Table], row_of: Mapping[str, int], duplicates: Mapping[str, str]) -> pa.Table:
+def _in_order(results: Sequence[pa.Table], names: Sequence[str], duplicates: Mapping[str, str]) -> pa.Table:
     """Put results into the order of the catalog, and give photos with the same bytes as another one what that one has.
 
-    The rows of a query follow each other.
+    Args:
+        results: the rows of a query follow each other.
+        names: of the queries, in the order that is wanted.
+        duplicates: names of queries without results of their own, and whose they get.
     """
-    table = pa.concat_tables([RESULTS.empty_table(), *results]).combine_chunks()
+    table = pa.concat_tables([RESULTS.empty_table(), *results])
     query_ids = pc.dictionary_encode(table["query_id"].combine_chunks())
     codes = query_ids.indices.to_numpy()
-    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
-    names = query_ids.dictionary.take(pa.array(codes[starts], pa.int32())).to_pylist()
-    rows = {name: range(*ends) for name, ends in zip(names, pairwise([*starts, len(table)]), strict=True)}
-    wanted = [(name, rows.get(duplicates.get(name, name), range(0))) for name in row_of]
-    taken = table.take(pa.array([row for _, found in wanted for row in found], pa.int64()))
-    column = pa.array([name for name, found in wanted for _ in found], pa.string())
-    return taken.set_column(0, RESULTS.field("query_id"), column)
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    found = query_ids.dictionary.take(pa.array(codes[starts], pa.int32())).to_pylist()
+    rows = dict(zip(found, pairwise([*starts.tolist(), len(table)]), strict=True))
+    taken = [np.arange(*rows.get(duplicates.get(name, name), (0, 0))) for name in names]
+    owners = np.repeat(np.arange(len(names)), [len(each) for each in taken])
+    ordered = table.take(pa.array(np.concatenate([np.empty(0, np.int64), *taken])))
+    return ordered.set_column(0, RESULTS.field("query_id"), pa.array(names, pa.string()).take(pa.array(owners)))
 
 
 def _rows(query_id: str, answer: Answer) -> Iterator[dict[str, object]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from bokeh.models import ColumnDataSource, DataRange1d, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import ColumnDataSource, DataRange1d, HoverTool, Model, NumeralTickFormatter, Range1d
 from bokeh.models.annotations.geometry import Span
 from bokeh.models.annotations.labels import Label
 from bokeh.models.annotations.legends import ScaleBar
@@ -79,28 +79,34 @@ def plane_at(positions: Float64[np.ndarray, "n 2"]) -> Plane:
 def answer_map(answers: Answers, coverage: Float64[np.ndarray, "photos 2"], plane: Plane) -> figure:
     """Draw the photos of the map as light dots and, above them, each answer with a line to where the photo was taken.
 
+    What is seen at first is what the map covers and the answers: photos that were taken on other continents are a zoom away.
+
     Args:
         answers: one that is not known is drawn where its photo was taken, if that is known.
         coverage: positions of the map's photos.
         plane: what to draw on.
     """
+    x_range, y_range = (DataRange1d(range_padding=0.06, default_span=200) for _ in "xy")
     plot = figure(
         height=600,
         tools="pan,wheel_zoom,box_zoom,reset",
         active_scroll="wheel_zoom",
         match_aspect=True,
-        x_range=DataRange1d(range_padding=0.06, default_span=200),
-        y_range=DataRange1d(range_padding=0.06, default_span=200),
+        x_range=x_range,
+        y_range=y_range,
         x_axis_label=f"metres east of {plane.lat_deg:.5f}, {plane.lon_deg:.5f}",
         y_axis_label="metres north",
     )
     east, north = plane.project(coverage).astype(np.float32).T
+    seen: list[Model] = []
     if len(coverage):
-        plot.scatter(east, north, size=4, color=COVERAGE, legend_label=f"photos of the map ({len(coverage):,})")
+        seen.append(plot.scatter(east, north, size=4, color=COVERAGE, legend_label=f"photos of the map ({len(coverage):,})"))
     _draw_expected_errors(plot, answers, plane)
     for verdict in (Verdict.UNKNOWN, Verdict.UNCHECKED, Verdict.RIGHT, Verdict.WRONG):
         if verdict in answers.verdict:
-            _draw_answers(plot, answers, verdict, plane)
+            marks = _draw_answers(plot, answers, verdict, plane)
+            seen += [marks] if verdict != Verdict.UNKNOWN else []
+    x_range.renderers = y_range.renderers = seen or "auto"
     plot.add_layout(ScaleBar(range=plot.x_range, unit="m", location="bottom_right", border_line_color=None))
     calm(plot)
     return plot
@@ -192,7 +198,7 @@ def calibration_chart(answers: Answers) -> figure:
     return plot
 
 
-def _draw_answers(plot: figure, answers: Answers, verdict: Verdict, plane: Plane) -> None:
+def _draw_answers(plot: figure, answers: Answers, verdict: Verdict, plane: Plane) -> Model:
     rows = _rows(answers, verdict)
     truth = plane.project(answers.truth[rows])
     place = truth if verdict == Verdict.UNKNOWN else plane.project(answers.position[rows])
@@ -205,13 +211,14 @@ def _draw_answers(plot: figure, answers: Answers, verdict: Verdict, plane: Plane
         plot.segment("x", "y", "true_x", "true_y", source=source, color=colour, alpha=0.5, line_width=1.5, legend_label=label)
         ring = plot.scatter("true_x", "true_y", source=source, size=9, line_color=colour, fill_color=None, legend_label=label)
         ring.glyph.line_width = 1.5
-    _draw_markers(plot, source, verdict, label)
+    return _draw_markers(plot, source, verdict, label)
 
 
-def _draw_markers(plot: figure, source: ColumnDataSource, verdict: Verdict, label: str) -> None:
+def _draw_markers(plot: figure, source: ColumnDataSource, verdict: Verdict, label: str) -> Model:
     dots = plot.scatter("x", "y", source=source, marker=MARKERS[verdict], color=COLOURS[verdict], size=9, legend_label=label)
     dots.glyph.fill_alpha, dots.glyph.line_width = 0.55, 2
     plot.add_tools(HoverTool(renderers=[dots], tooltips=TOOLTIPS, visible=False))
+    return dots
 
 
 def _draw_expected_errors(plot: figure, answers: Answers, plane: Plane) -> None:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from bokeh.models import Model
 
 from infra.settings import Settings
-from infra.storage import open_storage
+from infra.storage import Storage, open_storage
+from pipelines.catalog.locations import is_remote, without_file_scheme
 from pipelines.report.answers import GIVEN, RERANKED, Answers, Verdict, error_curves, gather_answers, is_known, positions
 from pipelines.report.confidence_plot import coverage_chart, coverage_series, reliability_chart, reliability_series
 from pipelines.report.examples import Photos, choose_examples, show_example
@@ -22,11 +23,15 @@ from pipelines.report.offline import render_offline
 from pipelines.report.photo_source import PhotoSource
 from pipelines.report.review import render_review
 from pipelines.report.scores import headlines, recall_ks, recall_rows
+from schemas.errors import ObjectMissing
+from schemas.manifest import encode_json
+from schemas.report_options import ReportOptions, decode_report_options
 
 TITLE: Final = "Where were these photos taken?"
 
 REPORT: Final = "report.html"
 REVIEW: Final = "review.html"
+OPTIONS: Final = "report.json"
 
 
 def write_report(
@@ -40,7 +45,7 @@ def write_report(
 ) -> Path:
     """Write `report.html` into a results folder, and `review.html` where it has geotags, in place of those before them.
 
-    Each is written whole or not at all.
+    Each is written whole or not at all. What was asked for is kept for `write_report_again`.
 
     Args:
         directory: with queries.parquet and results.parquet, and what there is of geotags, metrics, rejects and coverage.
@@ -65,7 +70,23 @@ def write_report(
     if to_review is not None:
         storage.put(REVIEW, to_review.encode())
     storage.put(REPORT, html.encode())
+    _keep(storage, ReportOptions(photos=photos and _from_anywhere(photos), review=review))
     return directory / REPORT
+
+
+def write_report_again(directory: Path, *, settings: Settings) -> Path:
+    """Write the pages of a results folder as they were asked for the last time, now that its tables have changed.
+
+    Raises:
+        FormatError: what was asked for cannot be read.
+        FolioError: as of `write_report`.
+    """
+    storage = open_storage(str(directory), settings)
+    try:
+        asked = decode_report_options(storage.get(OPTIONS), where=f"{storage.url}/{OPTIONS}")
+    except ObjectMissing:
+        asked = ReportOptions()
+    return write_report(directory, settings=settings, photos=asked.photos, review=asked.review)
 
 
 def render_page(folder: ResultsFolder, photos: Photos, *, examples: int, title: str) -> str:
@@ -95,6 +116,18 @@ def render_page(folder: ResultsFolder, photos: Photos, *, examples: int, title: 
     )
 
 
+def _keep(storage: Storage, asked: ReportOptions) -> None:
+    if asked == ReportOptions():
+        storage.delete(OPTIONS)
+    else:
+        storage.put(OPTIONS, encode_json(asked))
+
+
+def _from_anywhere(photos: str) -> str:
+    """Name a folder so that it is found from another working directory too."""
+    return photos if is_remote(photos) else str(Path(without_file_scheme(photos)).absolute())
+
+
 def _render_review(folder: ResultsFolder, photos: Photos, *, evidence: int) -> str | None:
     if folder.geotags is None:
         return None
@@ -107,7 +140,7 @@ def _drawings(folder: ResultsFolder, answers: Answers) -> dict[str, Model]:
     places = np.concatenate([answers.truth, answers.position, coverage])
     drawings: dict[str, Model] = {}
     if is_known(places).any():
-        drawings["map"] = answer_map(answers, coverage, plane_at(places))
+        drawings["map"] = answer_map(answers, coverage, plane_at(coverage if is_known(coverage).any() else places))
     checkable = int(is_known(answers.truth).sum())
     if checkable:
         given_as = RERANKED if folder.geotags is None else GIVEN

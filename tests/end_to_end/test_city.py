@@ -266,6 +266,13 @@ def test_the_command_line_does_the_whole_job(city: City, folio_process: Callable
     assert evaluated.err == ""  # no progress bar where there is no terminal
 
 
+def test_an_evaluation_decides_on_each_photo_alone_when_asked(city: City, folio: Callable[..., Ran], tmp_path: Path) -> None:
+    for options in ((), ("--alone",)):
+        assert folio("evaluate", city.map, city.queries, "--out", tmp_path / "out", *options).code == 0
+        sequences = set(pq.read_table(tmp_path / "out" / "geotags.parquet")["sequence_id"].to_pylist())
+        assert (sequences == {None}) == bool(options)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

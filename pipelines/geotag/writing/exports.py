@@ -23,13 +23,17 @@ import pyarrow.csv
 from infra.settings import Settings
 from infra.storage import open_storage
 from infra.tables import read_table
-from pipelines.geotag.writing.statement import FOLIO_NS, ONE_SIGMA_RADII, xml_text
+from pipelines.geotag.decisions import newest_format
+from pipelines.geotag.writing.statement import FOLIO_NS, ONE_SIGMA_RADII, is_by_pixels, xml_text
 from schemas.errors import CatalogError, ObjectMissing
 
 KML_NS: Final = "http://www.opengis.net/kml/2.2"
 
 SHOWN: Final = ("status", "expected_error_m", "probability", "support", "matched_uri", "sequence_id")
 """Columns that KML shows of a photo."""
+
+OF_PIXELS: Final = ("probability", "support", "matched_uri")
+"""Those of them that speak for the position its pixels were found at, and for no other."""
 
 NAMES_OF: Final = {
     "csv": "geotags.csv",
@@ -79,7 +83,7 @@ def run_exports(out: str, formats: Sequence[str], settings: Settings) -> ExportS
     storage = open_storage(out, settings)
     notes: list[str] = []
     try:
-        geotags = read_table(storage, "geotags.parquet", kind="geotags")
+        geotags = newest_format(read_table(storage, "geotags.parquet", kind="geotags"))
         results = read_table(storage, "results.parquet", kind="results", columns=["query_id", "uri", "rank"])
     except ObjectMissing as error:
         raise CatalogError(f"{out}: {error}. There is nothing to export. Next: folio geotag MAP ARCHIVE --out {out}") from error
@@ -98,6 +102,8 @@ def run_exports(out: str, formats: Sequence[str], settings: Settings) -> ExportS
             data, unnamed = to_hloc(geotags, results)
             if unnamed:
                 notes.append(f"{NAMES_OF[name]}: {unnamed:,} pairs left out: there are blanks in a name, which hloc cannot read")
+            if not len(results):
+                notes.append(f"{NAMES_OF[name]}: empty: no candidates are kept in this folder, as with --redact")
         storage.put(NAMES_OF[name], data)
     return ExportSummary(files=[f"{out.rstrip('/')}/{NAMES_OF[name]}" for name in formats], notes=notes)
 
@@ -152,7 +158,7 @@ def to_kml(geotags: pa.Table) -> bytes:
             _add(_add(placemark, "TimeStamp"), "when", row["taken_at"].isoformat(timespec="milliseconds").replace("+00:00", "Z"))
         data = _add(placemark, "ExtendedData")
         for column in SHOWN:
-            if row[column] is not None:
+            if row[column] is not None and (column not in OF_PIXELS or is_by_pixels(row)):
                 shown = _add(data, "Data")
                 shown.set("name", column)
                 _add(shown, "value", xml_text(str(row[column])))
@@ -203,7 +209,7 @@ def placed(geotags: pa.Table) -> list[dict[str, Any]]:
 
 def _in_words(row: dict[str, Any]) -> str:
     radius = "" if row["expected_error_m"] is None else f", within {row['expected_error_m']:.0f} m in nine of ten"
-    probability = "" if row["probability"] is None else f", probability {row['probability']:.2f}"
+    probability = "" if row["probability"] is None or not is_by_pixels(row) else f", probability {row['probability']:.2f}"
     return f"{row['status']}{radius}{probability}"
 
 

@@ -26,7 +26,7 @@ MINUTE_PARTS: Final = 1_000_000
 METHODS: Final = {
     GeotagStatus.ANSWERED: "visual place recognition",
     GeotagStatus.ACCEPTED: "visual place recognition, accepted by hand",
-    GeotagStatus.INTERPOLATED: "interpolated in a sequence",
+    GeotagStatus.INTERPOLATED: "interpolated in a sequence or on a track",
     GeotagStatus.CORRECTED: "by hand",
 }
 """By status: how the position came about. Photos of another status have none."""
@@ -62,8 +62,10 @@ class Statement:
     expected_error_m: float | None
     """The radius that holds nine in ten such answers; None: not known, as of a position given by hand."""
     probability: float | None
+    """Of the position; None: not known, as of one that its own pixels do not speak for."""
     map_version: int | None
     matched_uri: str | None
+    """The photo of the map that the position rests on; None: it rests on none."""
     run_id: str
 
     @property
@@ -106,16 +108,27 @@ def statement_of(geotag: dict[str, Any], *, map_version: int | None, run_id: str
     lat_deg, lon_deg = (math.nan if geotag[name] is None else geotag[name] for name in ("lat_deg", "lon_deg"))
     if problem := position_problem(lat_deg, lon_deg):
         raise NotWritten(problem.value, f"latitude {lat_deg:g}, longitude {lon_deg:g} is no position that a photo can have")
+    by_pixels = is_by_pixels(geotag)
     return Statement(
         lat_deg=lat_deg,
         lon_deg=lon_deg,
         status=status,
         expected_error_m=_finite(geotag["expected_error_m"]),
-        probability=_finite(geotag["probability"]),
+        probability=_finite(geotag["probability"]) if by_pixels else None,
         map_version=map_version,
-        matched_uri=geotag["matched_uri"],
+        matched_uri=geotag["matched_uri"] if by_pixels else None,
         run_id=run_id,
     )
+
+
+def is_by_pixels(geotag: dict[str, Any]) -> bool:
+    """Say whether the position of a row of geotags is the one that the photo's own pixels speak for.
+
+    Only then do its probability and the photo that matched say anything of the position: by hand, on a track, or between two
+    others it may be another one.
+    """
+    best = (geotag["best_lat_deg"], geotag["best_lon_deg"])
+    return geotag["status"] == GeotagStatus.ANSWERED or (geotag["lat_deg"], geotag["lon_deg"]) == best
 
 
 def exif_degrees(degrees: float) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

@@ -26,6 +26,7 @@ from infra.storage import Storage, open_storage
 from infra.tables import read_table_facts
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.locations import is_remote, leaves_root, locate, without_file_scheme
+from pipelines.geotag.decisions import newest_format
 from pipelines.geotag.writing.exif import has_position, with_position
 from pipelines.geotag.writing.journal import (
     FORMAT,
@@ -300,7 +301,7 @@ def _geotags(storage: Storage, out: str) -> tuple[list[dict[str, Any]], dict[str
         raise CatalogError(
             f"{out}: there are no geotags to write. Nothing was written. Next: folio geotag MAP ARCHIVE --out {out}"
         ) from error
-    return table.drop_columns(["geometry", "bbox"]).to_pylist(), facts, digest
+    return newest_format(table).drop_columns(["geometry", "bbox"]).to_pylist(), facts, digest
 
 
 def _unfinished(writes: Path, begun: Begun) -> Path | None:

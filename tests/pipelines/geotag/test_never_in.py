@@ -64,6 +64,18 @@ def test_no_position_between_two_answers_lies_there():
     assert [each.location.reason for each in found.values() if each.location.reason] == [WITHHELD] * 8
 
 
+def test_nothing_is_interpolated_where_the_way_went_through_the_region():
+    """From 90 m to 40 m by way of 150 m: the straight line between the two would be wrong, and misses the region."""
+    metres = [0.0, 30.0, 60.0, 90.0, 150.0, 90.0, 40.0, 20.0, 10.0, 0.0]
+    shots = [Shot(name=f"walk/{n}.jpg", seconds=30.0 * n, north_m=to, chance=0.97) for n, to in enumerate(metres)]
+    shots[5] = replace(shots[5], chance=0.0)
+
+    through, around = decided(shots), decided([*shots[:4], *shots[5:]])
+
+    assert through["walk/4.jpg"].withheld
+    assert (through["walk/5.jpg"].status, around["walk/5.jpg"].status) == ("unknown", "interpolated")
+
+
 def test_a_photo_that_contradicts_one_there_does_not_name_it():
     """Two photos, 100 km and ten seconds apart: the one that may be told of is answered as if the other did not exist."""
     home, away = (

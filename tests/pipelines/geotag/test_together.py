@@ -77,7 +77,7 @@ def test_a_path_chooses_another_place_and_names_the_candidate_that_stands_there(
 
     found = decided(shots)["walk/010.jpg"]
 
-    assert found.candidates[found.matched]["uri"] == "map/walk/010.jpg 2"
+    assert found.candidates[found.matched].uri == "map/walk/010.jpg 2"
     assert found.location.best_lat_deg == pytest.approx(north(120), abs=1e-6)
 
 
@@ -256,6 +256,22 @@ def test_a_track_confirms_a_photo_that_is_not_sure_alone():
 
     assert decided(shots)["other/1.jpg"].status == "unknown"
     assert decided(shots, Around(tracks=a_track()))["other/1.jpg"].status == "answered"
+
+
+@pytest.mark.parametrize(
+    ("sure", "calibrated", "said"), [(19, True, "and 19 were found"), (20, True, None), (30, False, "the map is not calibrated")]
+)
+def test_it_is_said_when_a_track_can_add_no_answer(sure: int, calibrated: bool, said: str | None):
+    """By tracks of which nobody could say what they prove, every photo would be right."""
+    shots = [*walk(sure), *[replace(shot, chance=0.7) for shot in walk(sure + 1)[sure:]]]
+    answers = answers_of(shots, calibrated=calibrated)
+
+    decisions, notes = decide_together(answers, CONFIG, Around(sequences=False, tracks=a_track()))
+
+    assert [said in note for note in notes] == [True] * (said is not None)
+    assert decide_together(answers, CONFIG, Around(sequences=False, tracks=a_track(), use_track=True))[1] == []
+    if calibrated:
+        assert (decisions[-1].status == "answered") == (said is None)
 
 
 def test_a_track_refuses_a_sure_photo_far_from_it_and_the_track_is_not_the_answer():

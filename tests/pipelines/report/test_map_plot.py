@@ -1,5 +1,6 @@
 """The drawings: where things are put. How they look is seen in `test_report_in_chromium`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from bokeh.models import GlyphRenderer, HoverTool
 from bokeh.plotting import figure
 
-from pipelines.report.answers import Answers, gather_answers
+from pipelines.report.answers import Answers, Verdict, gather_answers
 from pipelines.report.map_plot import MAX_DRAWN, TOOLTIPS, answer_map, calibration_chart, cumulative, plane_at
 from tests.pipelines.report.results_folders import geotags, queries, results
 
@@ -54,6 +55,26 @@ def test_a_photo_without_an_answer_is_drawn_where_it_was_taken(answers: Answers)
 
     lost = marks(plot, "square").data_source.data
     assert (lost["uri"], lost["x"].tolist(), lost["y"].tolist()) == (["lost.png"], [0.0], [0.0])
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_what_is_seen_at_first_is_the_map_and_the_answers(answers: Answers, covered: bool):
+    """Not where photos without an answer were taken, which may be another continent."""
+    plot = answer_map(answers, np.array([[50.0, 10.0]] * covered).reshape(-1, 2), plane_at(np.array([[50.0, 10.0]])))
+
+    lost, wrong = marks(plot, "square"), marks(plot, "x")
+    for axis in (plot.x_range, plot.y_range):
+        assert lost not in axis.renderers
+        assert wrong in axis.renderers
+        assert len(axis.renderers) == 3 + covered  # answers right, wrong and not checked, and the map
+
+
+def test_where_nothing_is_known_but_where_photos_were_taken_these_are_seen(answers: Answers):
+    nothing = replace(answers, verdict=[Verdict.UNKNOWN] * len(answers.verdict))
+
+    plot = answer_map(nothing, np.empty((0, 2)), plane_at(np.array([[50.0, 10.0]])))
+
+    assert plot.x_range.renderers == plot.y_range.renderers == "auto"
 
 
 def test_every_tooltip_shows_names_as_text(answers: Answers):

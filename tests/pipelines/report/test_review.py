@@ -9,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from click.testing import CliRunner
 
-from pipelines.report.page import write_report
+from pipelines.cli import main
+from pipelines.report.page import write_report, write_report_again
 from pipelines.report.review import Kind, distinct_places, gather_rows, kind_of
+from schemas.errors import FormatError
 from schemas.geotags import GEOTAGS
 from schemas.images import image_id
-from tests.pipelines.report.archives import geotags, write_review
+from tests.pipelines.report.archives import geotags, write_archive, write_review
 from tests.pipelines.report.results_folders import CASES, SETTINGS, write_results_folder
 
 
@@ -93,6 +96,47 @@ def test_photos_come_in_the_order_of_what_a_look_is_worth_and_the_first_have_pic
     assert list(rows_of(data_of(page))) == ["wrong.png", "thin.png", "free.png", "strong.png", "lost.png"]
     assert list(data_of(page)["evidence"]) == [image_id("wrong.png"), image_id("thin.png")]
     assert "--review 4" in page.read_text(encoding="utf-8")  # how to get more
+
+
+def test_pages_are_written_again_as_they_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The photos have moved since, and `--apply` is called from another folder than `report` was."""
+    out = tmp_path / "out"
+    write_archive(out)
+    (out / "photos").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    write_report(out, settings=SETTINGS, photos="moved", review=2)
+    monkeypatch.chdir(out)
+    decisions = {
+        "format_version": 1,
+        "decisions": [{"query_id": image_id("wrong.png"), "uri": "wrong.png", "decision": "refuse"}],
+    }
+    (tmp_path / "decisions.json").write_text(json.dumps(decisions))
+
+    done = CliRunner().invoke(main, ["geotag", "--out", str(out), "--apply", str(tmp_path / "decisions.json")])
+
+    assert done.exit_code == 0, done.output
+    evidence = data_of(out / "review.html")["evidence"]
+    assert list(evidence) == [image_id("thin.png"), image_id("free.png")]
+    assert all(shown["query"] for shown in evidence.values())
+
+    write_report(out, settings=SETTINGS)
+
+    assert not (out / "report.json").exists()
+    assert len(data_of(out / "review.html")["evidence"]) == 5
+
+
+@pytest.mark.parametrize("kept", ['{"format_version": 2, "photos": null}', '{"review": "many"}', "\xff", "[]"])
+def test_options_that_cannot_be_read_are_named_and_the_pages_stay(tmp_path: Path, kept: str):
+    page = write_review(tmp_path, review=1)
+    before = page.read_bytes()
+    (tmp_path / "report.json").write_text(kept, encoding="latin-1")
+
+    with pytest.raises(
+        FormatError, match=r"report.json: expected the options of a report in format 1, found .*No page was written"
+    ):
+        write_report_again(tmp_path, settings=SETTINGS)
+
+    assert page.read_bytes() == before
 
 
 def test_what_the_photo_itself_contradicts_comes_before_what_is_merely_less_sure():

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ import pyogrio
 import pytest
 
 from infra.storage import open_storage
+from infra.tables import write_table
 from pipelines.geotag.writing.exports import NAMES_OF, parse_formats, run_exports, to_gpx, to_hloc, to_kml, to_mapillary
+from pipelines.geotag.writing.write import WriteRequest, run_writing
 from schemas.errors import CatalogError
 from schemas.geotags import GEOTAGS
 from schemas.results import RESULTS
 from tests.pipelines.geotag.writing.archives import LAT_DEG, LON_DEG, SETTINGS, geotag_row, write_geotags
-from tests.schemas.samples import TAKEN_AT, with_points
+from tests.schemas.make_golden import GOLDEN
+from tests.schemas.samples import FACTS, TAKEN_AT, with_points
 
 ODD = 'k\x01ö,"; <b>.jpg'
 
@@ -61,6 +65,27 @@ def test_a_results_folder_gets_the_formats_asked_for_and_notes_of_what_does_not_
         run_exports(str(tmp_path / "nothing"), ("csv",), SETTINGS)
 
 
+def test_pairs_of_a_folder_without_candidates_are_said_to_be_none(tmp_path: Path):
+    out = write_geotags(tmp_path / "out", rows())
+    write_table(open_storage(out, SETTINGS), "results.parquet", RESULTS.empty_table(), kind="results", facts=FACTS)
+
+    assert run_exports(out, ("hloc",), SETTINGS).notes == [
+        "hloc-pairs.txt: empty: no candidates are kept in this folder, as with --redact"
+    ]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_geotags_of_every_format_are_exported_and_written_about(tmp_path: Path, version: int):
+    out = Path(write_geotags(tmp_path / "out", rows()))
+    shutil.copyfile(GOLDEN / f"geotags-{version}.parquet", out / "geotags.parquet")
+
+    summary = run_exports(str(out), tuple(NAMES_OF), SETTINGS)
+    planned = run_writing(WriteRequest(out=str(out), kind="sidecar"), SETTINGS)
+
+    assert len(summary.files) == len(NAMES_OF)
+    assert planned.photos == 2
+
+
 def test_csv_has_every_photo_and_every_column_but_the_geometry(tmp_path: Path):
     out = write_geotags(tmp_path / "out", rows())
     run_exports(out, ("csv",), SETTINGS)
@@ -82,6 +107,7 @@ def test_gpx_has_a_waypoint_a_photo_and_a_track_a_sequence_in_the_order_of_time(
     assert (parsed.waypoints[0].latitude, parsed.waypoints[0].longitude) == (LAT_DEG, LON_DEG)
     assert parsed.waypoints[0].time == TAKEN_AT
     assert parsed.waypoints[0].description == "answered, within 12 m in nine of ten, probability 0.97"
+    assert parsed.waypoints[3].description == "interpolated, within 12 m in nine of ten"  # its pixels speak for another place
     assert [track.name for track in parsed.tracks] == ["walk"]
     assert [point.longitude for point in parsed.tracks[0].segments[0].points] == [-179.999999, LON_DEG]
     (tmp_path / "geotags.gpx").write_bytes(data)
@@ -98,6 +124,7 @@ def test_kml_opens_in_gdal(tmp_path: Path):
     assert list(found["Name"]) == ["a.jpg", ODD.replace("\x01", "\ufffd"), "b.jpg", "c.jpg"]
     assert (found.geometry[0].x, found.geometry[0].y) == pytest.approx((LON_DEG, LAT_DEG), abs=1e-8)
     assert (found.geometry[1].x, found.geometry[1].y) == pytest.approx((-179.999999, -33.25), abs=1e-8)
+    assert list(found["matched_uri"].notna()) == [True, True, True, False]  # the last is not where its pixels were found
 
 
 MAPILLARY_NEEDS = {"MAPLatitude": float, "MAPLongitude": float, "MAPCaptureTime": str, "filename": str, "filetype": str}

@@ -105,3 +105,26 @@ def test_what_is_not_known_is_not_said():
     said = {local for _, local in statement_of(row, map_version=None, run_id="r").xmp()}
 
     assert said == {"GPSLatitude", "GPSLongitude", "GPSMapDatum", "GPSProcessingMethod", "Status", "Run"}
+
+
+@pytest.mark.parametrize(
+    ("status", "best", "told"),
+    [
+        ("answered", (55.7, 13.2), True),
+        ("accepted", (55.7, 13.2), True),
+        ("interpolated", (55.9, 13.4), False),
+        ("accepted", (55.9, 13.4), False),  # between two others, and a person said so too
+        ("corrected", (55.9, 13.4), False),
+        ("corrected", (None, None), False),
+        ("corrected", (55.7, 13.2), True),
+    ],
+)
+def test_a_probability_and_a_photo_that_matched_are_told_of_the_position_they_speak_for(
+    status: str, best: tuple[float | None, float | None], told: bool
+):
+    row = geotag_row("a.jpg", "/", status=status, lat_deg=55.7, lon_deg=13.2, best_lat_deg=best[0], best_lon_deg=best[1])
+
+    said = {local for _, local in statement_of(row, map_version=1, run_id="r").xmp()}
+
+    assert ({"Probability", "MatchedPhoto"} <= said) == told
+    assert told or not {"Probability", "MatchedPhoto"} & said
