@@ -9,6 +9,7 @@ from typing import Any, Final
 import ray
 
 from infra.cluster import Cluster
+from infra.machine import keep_freed_memory
 from infra.metrics import METRICS, STORE_RETRIES
 from infra.observability import configure_logging
 from infra.settings import Settings, set_environment
@@ -33,6 +34,7 @@ class _EncodeActor:
 
     def __init__(self, job: EncodeJob, environment: Mapping[str, str]) -> None:
         set_environment(environment)
+        keep_freed_memory()
         use_threads(1)  # one partition at a time, one core each: more cores are used by more actors
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format)

@@ -16,14 +16,12 @@ Part `stages`: CPU seconds of each stage, one photo after the other on one threa
 import argparse
 import csv
 import os
-import resource
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +30,7 @@ from uuid import uuid4
 from fol_model.inference import Encoder, PreparedPhoto, open_encoder
 from fol_model.recipes import recipe_named
 from infra.arrays import LocalFeaturesWriter
+from infra.machine import keep_freed_memory
 from infra.settings import Settings
 from infra.storage import open_storage
 from pipelines.build.encode import EncodeJob, SegmentWorker
@@ -45,6 +44,7 @@ from pipelines.engine.partition import PartitionConfig, cut
 from pipelines.engine.run import run_here
 from pipelines.engine.threads import use_threads
 from schemas.local_features import LocalFeatures
+from tests.benchmarks.measuring import cpu_of, measured
 from tests.benchmarks.query import ceph, machine, write_part
 from tests.benchmarks.recall_sets import WORK
 
@@ -120,54 +120,6 @@ def table(runs: Sequence[Run]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------ measuring
-
-
-@contextmanager
-def measured() -> Iterator[dict[str, float]]:
-    """Fill in wall_s, cpu_s and peak_bytes of what the block does, child processes included."""
-    found: dict[str, float] = {}
-    before, peak, done = _resident(), [0], threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.1):
-            peak[0] = max(peak[0], _resident())
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    start, cpu = time.perf_counter(), _cpu_s()
-    try:
-        yield found
-    finally:
-        found |= {"wall_s": time.perf_counter() - start, "cpu_s": _cpu_s() - cpu}
-        done.set()
-        watcher.join()
-        found["peak_bytes"] = max(0, peak[0] - before)
-
-
-def _cpu_s() -> float:
-    """Of this process and the children that have ended; decoders end with their run."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _resident() -> int:
-    """Memory of this process and its children, pages they share counted once. Linux."""
-    pids = [str(os.getpid())]
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(OSError):
-            pids += (thread / "children").read_text().split()
-    total = 0
-    for pid in pids:
-        with suppress(OSError):  # it has ended
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
-
-
-def _cpu_of(pid: int | None) -> float:
-    """Seconds that another process has computed. Linux."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run_bare(network: str, encoder: Encoder, photos: Sequence[PreparedPhoto], workers: int) -> Run:
@@ -268,9 +220,9 @@ def stages_part(networks: Sequence[str], most: int | None) -> dict[str, Any]:
             data = [reader.read(row["uri"], row["root"], size_bytes=row["size_bytes"], checksum=row["checksum"]) for row in rows]
             spent["fetch and check"] = clock() - start
             decoder.decode(data[0], min_side=encoder.decode_side)
-            start, before = clock(), _cpu_of(decoder.pid)
+            start, before = clock(), cpu_of(decoder.pid)
             pixels = [decoder.decode(one, min_side=encoder.decode_side) for one in data]
-            spent["decode, in the child"] = _cpu_of(decoder.pid) - before
+            spent["decode, in the child"] = cpu_of(decoder.pid) - before
             spent["decode, here"] = clock() - start
             start = clock()
             prepared = [encoder.prepare(one) for one in pixels]
@@ -336,6 +288,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     os.environ.setdefault("FOLIO_THREADS", "2")
+    keep_freed_memory()  # as workers do; the bare network has it too
     networks = asked.networks.split(",")
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "stages": lambda: stages_part(networks, asked.photos),
