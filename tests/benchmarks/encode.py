@@ -7,8 +7,7 @@ counts, because other work on the machine only ever adds. Prints Markdown tables
     python -m tests.benchmarks.encode --networks folio-small --stores disk --rounds 1
     python -m tests.benchmarks.encode --parts growth
 
-Part `growth`: listing, planning and encoding of 1,000 photos and of more, of the sample city, through the `tiny` network, which
-takes a few milliseconds: what grows faster than the work would show in the seconds per photo.
+Part `growth`: whole builds of sample cities of 1,000 photos and of more; see `growth`.
 
 Part `stages`: CPU seconds of each stage, one photo after the other on one thread.
 """
@@ -38,12 +37,12 @@ from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.loading import photo_loader
 from pipelines.catalog.reading import PhotoReader
-from pipelines.catalog.sample_city.photos import write_sample_city
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.partition import PartitionConfig, cut
 from pipelines.engine.run import run_here
 from pipelines.engine.threads import use_threads
 from schemas.local_features import LocalFeatures
+from tests.benchmarks.growth import growth_part
 from tests.benchmarks.measuring import cpu_of, measured
 from tests.benchmarks.query import ceph, machine, write_part
 from tests.benchmarks.recall_sets import WORK
@@ -256,21 +255,10 @@ def stages_part(networks: Sequence[str], most: int | None) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- growth
 
 
-def growth_part(sizes: Sequence[int]) -> dict[str, Any]:
-    """Seconds and memory of maps of growing size, listing and planning included."""
-    rows = []
-    for photos in sizes:
-        with tempfile.TemporaryDirectory(prefix="folio-bench-") as folder:
-            city = Path(folder) / "city"
-            write_sample_city(city, places=photos // 4, queries=1, unmapped=0)
-            encoder = open_encoder("tiny", weights=None)
-            settings = replace(Settings.from_environment(), threads=2)
-            run = run_whole("tiny", encoder, "disk", str(city / "database"), str(Path(folder) / "map"), 2, settings)
-        rows.append(asdict(run))
-        print(
-            f"{run.photos:,} photos: {run.wall_s / run.photos * 1e3:.2f} ms each, peak {run.peak_bytes / 1e6:.0f} MB", flush=True
-        )
-    return {"machine": machine(), "runs": rows}
+def grown(sizes: Sequence[int]) -> dict[str, Any]:
+    """Measure cities of growing size in a folder that goes again."""
+    with tempfile.TemporaryDirectory(prefix="folio-bench-") as folder:
+        return {"machine": machine(), "stages": growth_part(Path(folder), sizes)}
 
 
 def main() -> None:
@@ -282,7 +270,7 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2", help="of part speed (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="of part speed; the best counts (default: %(default)s)")
     parser.add_argument("--photos", type=int, help="encode so many, not the usual number")
-    parser.add_argument("--sizes", default="1000,4000", help="of part growth (default: %(default)s)")
+    parser.add_argument("--sizes", default="1000,10000", help="of part growth (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=WORK / "encode.json", help="the same as JSON (default: out/bench/encode.json)"
     )
@@ -295,7 +283,7 @@ def main() -> None:
         "speed": lambda: speed_part(
             networks, asked.stores.split(","), [int(count) for count in asked.workers.split(",")], asked.rounds, asked.photos
         ),
-        "growth": lambda: growth_part([int(size) for size in asked.sizes.split(",")]),
+        "growth": lambda: grown([int(size) for size in asked.sizes.split(",")]),
     }
     if unknown := set(asked.parts.split(",")) - set(parts):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(parts)}")

@@ -64,15 +64,15 @@ def speck() -> Encoder:
 
 
 def write_city(folder: Path, photos: int) -> None:
-    """Write a city of so many photos, a town of 1,000 after the other."""
+    """Write a city of so many photos: the town beside the folder, which is rendered if there is none, as often as it takes."""
     town = folder.parent / "town"
     if not town.exists():
         write_sample_city(town, places=TOWN_PHOTOS // 4, queries=1, unmapped=0)
     files = sorted((town / "database").iterdir())
-    for tile in range(-(-photos // TOWN_PHOTOS)):
+    for tile, first in enumerate(range(0, photos, len(files))):
         place = folder / f"tile-{tile:04}"
         place.mkdir(parents=True)
-        for file in files[: photos - tile * TOWN_PHOTOS]:
+        for file in files[: photos - first]:
             (place / file.name).write_bytes(moved(file, tile))
 
 
@@ -161,14 +161,14 @@ def growth_table(stages: Sequence[Stage]) -> list[str]:
         found = {one.photos: one for one in stages if one.stage == name}
         cells = [f"{found[size].cpu_ms:.2f} | {found[size].peak_bytes / 1e6:.0f}" if size in found else "|" for size in sizes]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    totals = [f"{sum(one.cpu_ms for one in stages if one.photos == size):.2f} |" for size in sizes]
-    return [*lines, f"| all | {' | '.join(totals)} |"]
+    totals = [f"{sum(one.cpu_ms for one in stages if one.photos == size):.2f} | |" for size in sizes]
+    return [*lines, f"| all | {' '.join(totals)}"]
 
 
 def growth_part(folder: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Measure and print; leaves the cities in the folder."""
     stages: list[Stage] = []
-    for photos in sizes:
+    for photos in sorted(sizes):
         city, map_folder = folder / f"city-{photos}", folder / f"map-{photos}"
         if not city.exists():
             write_city(city, photos)
