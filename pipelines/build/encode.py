@@ -38,7 +38,7 @@ from schemas.descriptors import descriptors_schema
 from schemas.errors import DeviceError, ModelError, PhotoError
 from schemas.local_features import LocalFeatures
 from schemas.manifest import BBox, ObjectRef, Receipt
-from schemas.reasons import RejectReason
+from schemas.reasons import PASSING, RejectReason
 from schemas.rejects import REJECTS
 
 BEHIND: Final = 64
@@ -105,10 +105,13 @@ def encode_partition(
     """Encode the photos of a partition into a segment.
 
     Photos that cannot be used land in the segment's `rejects.parquet`; the others are not affected. What became of them is
-    counted in `tally`, also where the receipt that stands is another attempt's: the work was done.
+    counted in `tally`, also where the receipt that stands is another attempt's: the work was done. Photos that an earlier segment
+    names as not to be read, and of which none can be read now either, are tried again by the next build without a segment of this
+    one: there would be one more each night.
 
     Returns:
-        The receipt that stands for this segment: ours, or that of an attempt that finished first.
+        The receipt that stands for this segment: ours, or that of an attempt that finished first. One without objects is in no
+        store: there was nothing to keep.
 
     Raises:
         StorageError: the store of the map or of a photo does not answer; nothing of this attempt counts.
@@ -140,6 +143,9 @@ def encode_partition(
                 kept.append(row)
             on_photo()
     _require_most(partition.images, rejects, encoder)
+    local_features = writer.close()
+    if partition.tried_before and not kept and {reject["reason"] for reject in rejects} <= PASSING:
+        return _without_objects(storage, partition.segment_id, folder, local_features, len(rejects), encoder.fingerprint)
     return finish_segment(
         storage,
         partition.segment_id,
@@ -147,8 +153,25 @@ def encode_partition(
         images=partition.images.take(pa.array(kept, pa.int64())),
         descriptors=descriptors[: len(kept)],
         rejects=rejects,
-        local_features=writer.close(),
+        local_features=local_features,
         model_fingerprint=encoder.fingerprint,
+    )
+
+
+def _without_objects(
+    storage: Storage, segment_id: str, folder: str, written: list[ObjectRef], rejected: int, model_fingerprint: str
+) -> Receipt:
+    """Say what became of a segment of which nothing is kept."""
+    for ref in written:
+        storage.delete(ref.path)
+    return Receipt(
+        segment_id=segment_id,
+        attempt=folder.rsplit("/", 1)[1],
+        model_fingerprint=model_fingerprint,
+        rows=0,
+        rejected=rejected,
+        bbox=None,
+        objects=[],
     )
 
 
