@@ -4,11 +4,14 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any, Final
 
 import ray
 
 from infra.cluster import Cluster
+from infra.machine import keep_freed_memory
 from infra.metrics import METRICS, STORE_RETRIES
 from infra.observability import configure_logging
 from infra.settings import Settings, set_environment
@@ -18,6 +21,7 @@ from pipelines.build.progress import EncodedSegment
 from pipelines.build.shards import ShardTask, ShardWorker
 from pipelines.engine.model import load_encoder
 from pipelines.engine.partition import Partition
+from pipelines.engine.run import IN_FLIGHT
 from pipelines.engine.threads import use_threads
 from schemas.errors import DeviceError
 from schemas.manifest import ObjectRef
@@ -29,16 +33,20 @@ _log = logging.getLogger(__name__)
 
 
 class _EncodeActor:
-    """A `SegmentWorker` with a network of its own."""
+    """A network, and workers that take turns at it: while one writes what it has encoded, the next goes on."""
 
     def __init__(self, job: EncodeJob, environment: Mapping[str, str]) -> None:
         set_environment(environment)
+        keep_freed_memory()
         use_threads(1)  # one partition at a time, one core each: more cores are used by more actors
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format)
         weights = Path(job.weights) if job.weights else None
         encoder = load_encoder(job.recipe, weights=weights, device=job.device, arithmetic=settings.arithmetic)
-        self._worker = SegmentWorker(job, encoder, settings)
+        turn = Lock()
+        self._workers: SimpleQueue[SegmentWorker] = SimpleQueue()
+        for _ in range(IN_FLIGHT):
+            self._workers.put(SegmentWorker(job, encoder, settings, turn=turn))
 
     def run(self, partition: Partition) -> EncodedSegment:
         """Encode a partition. The driver counts what was done, so this process has no port or file of its own to watch.
@@ -46,13 +54,16 @@ class _EncodeActor:
         A GPU that fails ends this process: Ray starts another, on another GPU if need be, and the partition is given out again,
         as when the machine is lost.
         """
-        METRICS.clear()
+        worker = self._workers.get()
         try:
-            done = self._worker.run(partition, lambda: None)
+            done = worker.run(partition, lambda: None)
         except DeviceError as error:
             _log.error("worker ends: %s", error)
             os._exit(DEVICE_LOST)
+        finally:
+            self._workers.put(worker)
         done.tally.store_retries = {verb: count for (verb,), count in METRICS.samples(STORE_RETRIES)}
+        METRICS.clear()  # each is told once, with whichever segment ends next
         return done
 
 
@@ -71,7 +82,7 @@ class _ShardActor:
 def encode_actors(job: EncodeJob, cluster: Cluster) -> Callable[[], Any]:
     """Say how to start actors that Ray brings back when they die; the driver gives their tasks out again."""
     actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)(_EncodeActor)
-    return lambda: actor.options(num_gpus=cluster.gpus_each).remote(job, cluster.worker_environment)
+    return lambda: actor.options(num_gpus=cluster.gpus_each, max_concurrency=IN_FLIGHT).remote(job, cluster.worker_environment)
 
 
 def shard_actors(map_url: str, cluster: Cluster) -> Callable[[], Any]:

@@ -16,7 +16,7 @@ from fol_model.inference import device_named
 from infra.cluster import ray_cluster
 from infra.commits import head_or_none, probe
 from infra.leases import lease
-from infra.machine import memory_bytes
+from infra.machine import keep_freed_memory, memory_bytes
 from infra.metrics import METRICS, PHOTOS_SEEN, exported
 from infra.observability import Stopwatch, log_fields, progress_bar
 from infra.settings import Settings
@@ -135,6 +135,7 @@ def encode(prepared: Prepared, settings: Settings) -> list[Partition]:
         Partitions that were set aside because their workers died again and again.
     """
     request, storage = prepared.request, prepared.storage
+    keep_freed_memory()
     if prepared.inventory.head is None and not request.single_writer:
         probe(storage)
     if prepared.partitions:

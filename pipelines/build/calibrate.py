@@ -195,9 +195,9 @@ class _Photos:
 def _search(photos: _Photos, held_back: HeldBack, kept: int) -> list[tuple[Float64[np.ndarray, " K"], Int64[np.ndarray, " K"]]]:
     """Compare the photos asked with all others, a segment at a time."""
     best = BestOf(photos.descriptors_of(held_back.asked), kept)
-    left_out = np.stack([held_back.left_out(photos.places, number) for number in range(len(held_back.asked))])
-    for segment, numbers, rows in photos.blocks():
-        best.add(photos.descriptors(segment, rows), numbers, left_out[:, numbers])
+    for segment, numbers, rows in photos.blocks():  # what is left out as well: for all photos it would be half a kilobyte each
+        left_out = np.stack([held_back.left_out(photos.places, number, numbers) for number in range(len(held_back.asked))])
+        best.add(photos.descriptors(segment, rows), numbers, left_out)
     return list(best)
 
 

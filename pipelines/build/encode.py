@@ -9,8 +9,10 @@ by itself, so neither its neighbours nor the number of workers can change it.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
@@ -28,7 +30,7 @@ from infra.storage import Storage, open_storage
 from infra.tables import descriptor_column, write_table
 from pipelines.build.progress import EncodedSegment, SegmentTally
 from pipelines.catalog.limits import PhotoLimits
-from pipelines.catalog.loading import PhotoLoader, photo_loader
+from pipelines.catalog.loading import Loaded, PhotoLoader, photo_loader
 from pipelines.catalog.rows import reject_row
 from pipelines.engine.behind import Behind
 from pipelines.engine.partition import Partition
@@ -38,13 +40,14 @@ from schemas.descriptors import descriptors_schema
 from schemas.errors import DeviceError, ModelError, PhotoError
 from schemas.local_features import LocalFeatures
 from schemas.manifest import BBox, ObjectRef, Receipt
-from schemas.reasons import RejectReason
+from schemas.reasons import PASSING, RejectReason
 from schemas.rejects import REJECTS
 
 BEHIND: Final = 64
 """Photos whose local features wait to be written: 3 MB of the usual ones. What is slow is a shard of them, every few seconds."""
 
 Loader: TypeAlias = PhotoLoader[PreparedPhoto]
+Turn: TypeAlias = AbstractContextManager[object]
 
 _log = logging.getLogger(__name__)
 
@@ -63,9 +66,13 @@ class EncodeJob:
 
 
 class SegmentWorker:
-    """Encodes partitions of one map, one at a time. Holds decoder processes; the network may be shared by several workers."""
+    """Encodes partitions of one map, one at a time. Holds decoder processes; the network may be shared by several workers.
 
-    def __init__(self, job: EncodeJob, encoder: Encoder, settings: Settings) -> None:
+    Those that share a `turn` as well use the network one after the other: for two that are to overlap, not to go side by side.
+    """
+
+    def __init__(self, job: EncodeJob, encoder: Encoder, settings: Settings, *, turn: Turn = nullcontext()) -> None:  # noqa: B008
+        self._turn = turn
         self._storage = open_storage(job.map_url, settings)
         self._encoder = encoder
         self._loader = photo_loader(encoder, settings, job.limits)
@@ -80,8 +87,8 @@ class SegmentWorker:
         """
         tally, start = SegmentTally(), time.perf_counter()
         with log_fields(run_id=self._run_id, segment_id=task.segment_id):
-            receipt = encode_partition(task, self._storage, self._encoder, self._loader, on_photo, tally=tally)
-            tally.worker_s = time.perf_counter() - start
+            receipt = encode_partition(task, self._storage, self._encoder, self._loader, on_photo, tally=tally, turn=self._turn)
+            tally.worker_s = time.perf_counter() - start - tally.queued_s
             _log.info(
                 "segment %s: %d photos, %d rejected, %.1f s, of them %.1f s in the network and %.1f s waiting for photos",
                 *(task.segment_id, tally.photos, tally.rejected.total(), tally.worker_s, tally.network_s, tally.waited_s),
@@ -101,14 +108,21 @@ def encode_partition(
     on_photo: Callable[[], None],
     *,
     tally: SegmentTally | None = None,
+    turn: Turn = nullcontext(),  # noqa: B008  it holds nothing
 ) -> Receipt:
     """Encode the photos of a partition into a segment.
 
     Photos that cannot be used land in the segment's `rejects.parquet`; the others are not affected. What became of them is
-    counted in `tally`, also where the receipt that stands is another attempt's: the work was done.
+    counted in `tally`, also where the receipt that stands is another attempt's: the work was done. Photos that an earlier segment
+    names as not to be read, and of which none can be read now either, are tried again by the next build without a segment of this
+    one: there would be one more each night.
+
+    `turn` is held while photos go through the network, not while the first are loaded and the tables are written: so partitions
+    that share one may be encoded in several threads, and the network of the next begins when that of the one before ends.
 
     Returns:
-        The receipt that stands for this segment: ours, or that of an attempt that finished first.
+        The receipt that stands for this segment: ours, or that of an attempt that finished first. One without objects is in no
+        store: there was nothing to keep.
 
     Raises:
         StorageError: the store of the map or of a photo does not answer; nothing of this attempt counts.
@@ -116,39 +130,51 @@ def encode_partition(
         DeviceError: the GPU fails, or does that; likewise.
     """
     folder = layout.segment_folder(partition.segment_id, uuid4().hex[:12])
-    writer = LocalFeaturesWriter(
+    writer = _features_writer(storage, folder, encoder)
+    tally = tally or SegmentTally()
+    tally.photos = len(partition.images)
+    tally.size_bytes = pc.sum(partition.images["size_bytes"]).as_py() or 0
+    kept, descriptors, rejects = _encode_photos(partition.images, encoder, loader, writer, on_photo, tally, turn)
+    _require_most(partition.images, rejects, encoder)
+    local_features = writer.close()
+    if partition.tried_before and not kept and {reject["reason"] for reject in rejects} <= PASSING:
+        return _without_objects(storage, partition.segment_id, folder, local_features, len(rejects), encoder.fingerprint)
+    return finish_segment(
+        storage,
+        partition.segment_id,
+        folder,
+        images=partition.images.take(pa.array(kept, pa.int64())),
+        descriptors=descriptors,
+        rejects=rejects,
+        local_features=local_features,
+        model_fingerprint=encoder.fingerprint,
+    )
+
+
+def _features_writer(storage: Storage, folder: str, encoder: Encoder) -> LocalFeaturesWriter:
+    return LocalFeaturesWriter(
         storage,
         f"{folder}/{layout.LOCAL_FEATURES}",
         features_per_photo=encoder.max_local_features,
         dim=encoder.local_dim,
         precision=encoder.local_precision,
     )
-    tally = tally or SegmentTally()
-    tally.photos = len(partition.images)
-    tally.size_bytes = pc.sum(partition.images["size_bytes"]).as_py() or 0
-    kept: list[int] = []
-    rejects: list[dict[str, Any]] = []
-    descriptors = np.empty((len(partition.images), encoder.descriptor_dim), np.float16)
-    with Behind(BEHIND) as behind:
-        for row, photo in _encode_photos(partition.images, encoder, loader, tally):
-            if isinstance(photo, PhotoError):
-                tally.rejected[photo.reason.value] += 1
-                rejects.append(reject_row(partition.images, row, "encode", photo))
-            else:
-                descriptors[len(kept)] = photo.descriptor
-                behind.do(writer.append, LocalFeatures(features=photo.features, patch=photo.patch, reliability=photo.reliability))
-                kept.append(row)
-            on_photo()
-    _require_most(partition.images, rejects, encoder)
-    return finish_segment(
-        storage,
-        partition.segment_id,
-        folder,
-        images=partition.images.take(pa.array(kept, pa.int64())),
-        descriptors=descriptors[: len(kept)],
-        rejects=rejects,
-        local_features=writer.close(),
-        model_fingerprint=encoder.fingerprint,
+
+
+def _without_objects(
+    storage: Storage, segment_id: str, folder: str, written: list[ObjectRef], rejected: int, model_fingerprint: str
+) -> Receipt:
+    """Say what became of a segment of which nothing is kept."""
+    for ref in written:
+        storage.delete(ref.path)
+    return Receipt(
+        segment_id=segment_id,
+        attempt=folder.rsplit("/", 1)[1],
+        model_fingerprint=model_fingerprint,
+        rows=0,
+        rejected=rejected,
+        bbox=None,
+        objects=[],
     )
 
 
@@ -199,21 +225,55 @@ def bounding_box(images: pa.Table) -> BBox:
 
 
 def _encode_photos(
-    images: pa.Table, encoder: Encoder, loader: Loader, tally: SegmentTally
+    images: pa.Table,
+    encoder: Encoder,
+    loader: Loader,
+    writer: LocalFeaturesWriter,
+    on_photo: Callable[[], None],
+    tally: SegmentTally,
+    turn: Turn,
+) -> tuple[list[int], Float16[np.ndarray, "n D"], list[dict[str, Any]]]:
+    """Encode photos and write their local features: the rows that came out, their descriptors, and rejects for the others."""
+    kept: list[int] = []
+    rejects: list[dict[str, Any]] = []
+    descriptors = np.empty((len(images), encoder.descriptor_dim), np.float16)
+    waited_s, ready = loader.waited_s, loader.ready
+    loaded = _begun(loader.load(images))
+    asked_at = time.perf_counter()
+    with turn, Behind(BEHIND) as behind:
+        tally.queued_s += time.perf_counter() - asked_at
+        for row, photo in _in_batches(loaded, len(images), encoder, tally):
+            if isinstance(photo, PhotoError):
+                tally.rejected[photo.reason.value] += 1
+                rejects.append(reject_row(images, row, "encode", photo))
+            else:
+                descriptors[len(kept)] = photo.descriptor
+                behind.do(writer.append, LocalFeatures(features=photo.features, patch=photo.patch, reliability=photo.reliability))
+                kept.append(row)
+            on_photo()
+    tally.waited_s += loader.waited_s - waited_s
+    tally.ready += loader.ready - ready
+    return kept, descriptors[: len(kept)], rejects
+
+
+def _begun(photos: Iterator[Loaded[PreparedPhoto]]) -> Iterator[Loaded[PreparedPhoto]]:
+    """Have the first photo made now, and others begun."""
+    return chain(list(islice(photos, 1)), photos)
+
+
+def _in_batches(
+    photos: Iterable[Loaded[PreparedPhoto]], count: int, encoder: Encoder, tally: SegmentTally
 ) -> Iterator[tuple[int, EncodedPhoto | PhotoError]]:
     """Encode in batches of the size the encoder likes (1 on CPU); rows come in order within each batch's good and bad ones."""
-    waited_s, ready = loader.waited_s, loader.ready
     batch: list[tuple[int, PreparedPhoto]] = []
-    for row, photo in loader.load(images):
+    for row, photo in photos:
         if isinstance(photo, PhotoError):
             yield row, photo
         else:
             batch.append((row, photo))
-        if len(batch) >= encoder.batch_size or (batch and row == len(images) - 1):
+        if len(batch) >= encoder.batch_size or (batch and row == count - 1):
             yield from zip([number for number, _ in batch], _encoded([one for _, one in batch], encoder, tally), strict=True)
             batch.clear()
-    tally.waited_s += loader.waited_s - waited_s
-    tally.ready += loader.ready - ready
 
 
 def _encoded(photos: list[PreparedPhoto], encoder: Encoder, tally: SegmentTally) -> list[EncodedPhoto | PhotoError]:

@@ -180,7 +180,7 @@ def _second_attempt(partition: Partition, tried_in: Mapping[str, list[str]], mod
     """Name a partition also by the segments in which its photos could not be read: the name that it had is taken."""
     keys = partition.images["photo_key"].to_pylist()
     before = sorted({f"after {name}" for key in keys for name in tried_in[key]})
-    return replace(partition, segment_id=segment_id([*keys, *before], model_fingerprint))
+    return replace(partition, segment_id=segment_id([*keys, *before], model_fingerprint), tried_before=True)
 
 
 def _reused(

@@ -101,6 +101,8 @@ class SegmentTally:
     size_bytes: int = 0
     """Of the photos, as they were listed."""
     rejected: Counter[str] = field(default_factory=Counter)
+    queued_s: float = 0.0
+    """In which it was ready and another segment had the network; in none of the times below."""
     worker_s: float = 0.0
     network_s: float = 0.0
     waited_s: float = 0.0

@@ -21,6 +21,7 @@ from typing import BinaryIO, Final
 
 from PIL import ExifTags, Image, ImageFile
 
+from infra.machine import keep_freed_memory
 from pipelines.catalog.headers import HEADER_ERRORS, format_of, open_header, read_exif
 from schemas.errors import PhotoError
 from schemas.reasons import RejectReason
@@ -83,7 +84,7 @@ def upright_strips(image: Image.Image, orientation: int) -> Iterator[bytes]:
     height, width = upright_size(image, orientation)
     rows = max(1, STRIP_BYTES // (4 * width))
     for top in range(0, height, rows):
-        strip = image.crop(_source_box(image, orientation, top, min(top + rows, height)))
+        strip = image if rows >= height else image.crop(_source_box(image, orientation, top, min(top + rows, height)))
         if orientation in TURNS:
             strip = strip.transpose(TURNS[orientation])
         yield _rgb(strip).tobytes()
@@ -117,7 +118,7 @@ def _rgb(strip: Image.Image) -> Image.Image:
     if strip.has_transparency_data:
         white = Image.new("RGBA", strip.size, "white")
         strip = Image.alpha_composite(white, strip.convert("RGBA"))
-    return strip.convert("RGB")
+    return strip if strip.mode == "RGB" else strip.convert("RGB")
 
 
 def _limit_memory(limit_bytes: int) -> None:
@@ -169,6 +170,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a C library prints must not end up among the pixels
     Image.preinit()
+    keep_freed_memory(pools=1)
     _limit_memory(int(sys.argv[1]))
     _serve(sys.stdin.buffer, replies)
 

@@ -37,6 +37,9 @@ class Partition:
     images: pa.Table
     """Rows in the schema of images, in Hilbert order."""
 
+    tried_before: bool = False
+    """Finished segments name all of these photos among those that could not be read."""
+
 
 def cut(images: pa.Table, model_fingerprint: str, *, photos_per_segment: int) -> Iterator[Partition]:
     """Cut Hilbert-ordered photos into runs of nearly equal length.

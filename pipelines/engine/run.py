@@ -108,8 +108,9 @@ def run_on_ray(
     """Do all tasks on Ray actors; yields outcomes as they come.
 
     Machines may join and leave meanwhile: actors are added as there is room, and one whose machine is gone, or that is coming
-    back from a crash, holds no task until it says that it is there. A crash counts against the task that was running, not against
-    the one that waited behind it; after `ATTEMPTS` of them a task waits until nothing else is left, and is then tried alone.
+    back from a crash, holds no task until it says that it is there. A crash counts against the task that was given out first,
+    which was running or being written, not against the one behind it; after `ATTEMPTS` of them a task waits until nothing else
+    is left, and is then tried alone.
 
     Args:
         tasks: in the order they are started.

@@ -99,13 +99,13 @@ class HeldBack:
     """Rows of `Places`."""
     with_answer: Bool[np.ndarray, " q"]
 
-    def left_out(self, places: Places, number: int) -> Bool[np.ndarray, " n"]:
-        """Mark what is no part of the map for one question: itself, and its drive or its neighbours in it."""
+    def left_out(self, places: Places, number: int, among: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Mark, of some photos, what is no part of the map for one question: itself, and its drive or its neighbours in it."""
         row = int(self.asked[number])
-        same: Bool[np.ndarray, " n"] = places.drive == places.drive[row]
+        same: Bool[np.ndarray, " n"] = places.drive[among] == places.drive[row]
         if self.rule == "neighbours":
-            same &= _metres(places, row) < NEIGHBOUR_M
-        same[row] = True
+            same &= _metres(places, row, among) < NEIGHBOUR_M
+        same |= among == row
         return same
 
 
@@ -268,13 +268,13 @@ def _has_answer(places: Places, row: int, around: Int64[np.ndarray, " m"], rule:
     others = others[~(turn > SAME_VIEW_DEG)]  # an unknown heading may be any
     elsewhere = places.drive[others] != places.drive[row]
     if rule == "neighbours":
-        elsewhere |= _metres(places, row)[others] >= NEIGHBOUR_M
+        elsewhere |= _metres(places, row, others) >= NEIGHBOUR_M
     return bool(elsewhere.any())
 
 
-def _metres(places: Places, row: int) -> Float64[np.ndarray, " n"]:
-    """From one photo to all, on a plane: good for the hundred metres round it, and far for all that is far."""
-    north = np.radians(places.lat_deg - places.lat_deg[row])
-    east = np.radians((places.lon_deg - places.lon_deg[row] + 180) % 360 - 180) * np.cos(np.radians(places.lat_deg[row]))
+def _metres(places: Places, row: int, others: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """From one photo to others, on a plane: good for the hundred metres round it, and far for all that is far."""
+    north = np.radians(places.lat_deg[others] - places.lat_deg[row])
+    east = np.radians((places.lon_deg[others] - places.lon_deg[row] + 180) % 360 - 180) * np.cos(np.radians(places.lat_deg[row]))
     metres: Float64[np.ndarray, " n"] = np.hypot(north, east) * EARTH_M
     return metres

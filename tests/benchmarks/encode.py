@@ -7,8 +7,7 @@ counts, because other work on the machine only ever adds. Prints Markdown tables
     python -m tests.benchmarks.encode --networks folio-small --stores disk --rounds 1
     python -m tests.benchmarks.encode --parts growth
 
-Part `growth`: listing, planning and encoding of 1,000 photos and of more, of the sample city, through the `tiny` network, which
-takes a few milliseconds: what grows faster than the work would show in the seconds per photo.
+Part `growth`: whole builds of sample cities of 1,000 photos and of more; see `growth`.
 
 Part `stages`: CPU seconds of each stage, one photo after the other on one thread.
 """
@@ -16,14 +15,12 @@ Part `stages`: CPU seconds of each stage, one photo after the other on one threa
 import argparse
 import csv
 import os
-import resource
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +29,7 @@ from uuid import uuid4
 from fol_model.inference import Encoder, PreparedPhoto, open_encoder
 from fol_model.recipes import recipe_named
 from infra.arrays import LocalFeaturesWriter
+from infra.machine import keep_freed_memory
 from infra.settings import Settings
 from infra.storage import open_storage
 from pipelines.build.encode import EncodeJob, SegmentWorker
@@ -39,12 +37,13 @@ from pipelines.catalog.decoding import PhotoDecoder
 from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.loading import photo_loader
 from pipelines.catalog.reading import PhotoReader
-from pipelines.catalog.sample_city.photos import write_sample_city
 from pipelines.catalog.sources import list_photos
 from pipelines.engine.partition import PartitionConfig, cut
 from pipelines.engine.run import run_here
 from pipelines.engine.threads import use_threads
 from schemas.local_features import LocalFeatures
+from tests.benchmarks.growth import growth_part
+from tests.benchmarks.measuring import cpu_of, measured
 from tests.benchmarks.query import ceph, machine, write_part
 from tests.benchmarks.recall_sets import WORK
 
@@ -120,54 +119,6 @@ def table(runs: Sequence[Run]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------ measuring
-
-
-@contextmanager
-def measured() -> Iterator[dict[str, float]]:
-    """Fill in wall_s, cpu_s and peak_bytes of what the block does, child processes included."""
-    found: dict[str, float] = {}
-    before, peak, done = _resident(), [0], threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.1):
-            peak[0] = max(peak[0], _resident())
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    start, cpu = time.perf_counter(), _cpu_s()
-    try:
-        yield found
-    finally:
-        found |= {"wall_s": time.perf_counter() - start, "cpu_s": _cpu_s() - cpu}
-        done.set()
-        watcher.join()
-        found["peak_bytes"] = max(0, peak[0] - before)
-
-
-def _cpu_s() -> float:
-    """Of this process and the children that have ended; decoders end with their run."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _resident() -> int:
-    """Memory of this process and its children, pages they share counted once. Linux."""
-    pids = [str(os.getpid())]
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(OSError):
-            pids += (thread / "children").read_text().split()
-    total = 0
-    for pid in pids:
-        with suppress(OSError):  # it has ended
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
-
-
-def _cpu_of(pid: int | None) -> float:
-    """Seconds that another process has computed. Linux."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run_bare(network: str, encoder: Encoder, photos: Sequence[PreparedPhoto], workers: int) -> Run:
@@ -268,9 +219,9 @@ def stages_part(networks: Sequence[str], most: int | None) -> dict[str, Any]:
             data = [reader.read(row["uri"], row["root"], size_bytes=row["size_bytes"], checksum=row["checksum"]) for row in rows]
             spent["fetch and check"] = clock() - start
             decoder.decode(data[0], min_side=encoder.decode_side)
-            start, before = clock(), _cpu_of(decoder.pid)
+            start, before = clock(), cpu_of(decoder.pid)
             pixels = [decoder.decode(one, min_side=encoder.decode_side) for one in data]
-            spent["decode, in the child"] = _cpu_of(decoder.pid) - before
+            spent["decode, in the child"] = cpu_of(decoder.pid) - before
             spent["decode, here"] = clock() - start
             start = clock()
             prepared = [encoder.prepare(one) for one in pixels]
@@ -304,21 +255,10 @@ def stages_part(networks: Sequence[str], most: int | None) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- growth
 
 
-def growth_part(sizes: Sequence[int]) -> dict[str, Any]:
-    """Seconds and memory of maps of growing size, listing and planning included."""
-    rows = []
-    for photos in sizes:
-        with tempfile.TemporaryDirectory(prefix="folio-bench-") as folder:
-            city = Path(folder) / "city"
-            write_sample_city(city, places=photos // 4, queries=1, unmapped=0)
-            encoder = open_encoder("tiny", weights=None)
-            settings = replace(Settings.from_environment(), threads=2)
-            run = run_whole("tiny", encoder, "disk", str(city / "database"), str(Path(folder) / "map"), 2, settings)
-        rows.append(asdict(run))
-        print(
-            f"{run.photos:,} photos: {run.wall_s / run.photos * 1e3:.2f} ms each, peak {run.peak_bytes / 1e6:.0f} MB", flush=True
-        )
-    return {"machine": machine(), "runs": rows}
+def grown(sizes: Sequence[int]) -> dict[str, Any]:
+    """Measure cities of growing size in a folder that goes again."""
+    with tempfile.TemporaryDirectory(prefix="folio-bench-") as folder:
+        return {"machine": machine(), "stages": growth_part(Path(folder), sizes)}
 
 
 def main() -> None:
@@ -330,19 +270,20 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2", help="of part speed (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="of part speed; the best counts (default: %(default)s)")
     parser.add_argument("--photos", type=int, help="encode so many, not the usual number")
-    parser.add_argument("--sizes", default="1000,4000", help="of part growth (default: %(default)s)")
+    parser.add_argument("--sizes", default="1000,10000", help="of part growth (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=WORK / "encode.json", help="the same as JSON (default: out/bench/encode.json)"
     )
     asked = parser.parse_args()
     os.environ.setdefault("FOLIO_THREADS", "2")
+    keep_freed_memory()  # as workers do; the bare network has it too
     networks = asked.networks.split(",")
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "stages": lambda: stages_part(networks, asked.photos),
         "speed": lambda: speed_part(
             networks, asked.stores.split(","), [int(count) for count in asked.workers.split(",")], asked.rounds, asked.photos
         ),
-        "growth": lambda: growth_part([int(size) for size in asked.sizes.split(",")]),
+        "growth": lambda: grown([int(size) for size in asked.sizes.split(",")]),
     }
     if unknown := set(asked.parts.split(",")) - set(parts):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(parts)}")

@@ -98,6 +98,30 @@ def test_a_disk_that_goes_away_costs_a_night_and_no_photo(dozen: Path, settings:
     assert whole(dozen)
 
 
+def test_a_photo_that_stays_away_is_named_every_night_and_leaves_nothing_in_the_store_after_the_first(
+    dozen: Path, settings: Settings
+):
+    photo, away = min(dozen.iterdir()), dozen.parent / "away.jpg"
+    first = bad_night(dozen, settings, lambda: photo.rename(away))
+    kept = contents(dozen, settings)
+
+    for _ in range(3):
+        away.rename(photo)
+        night = bad_night(dozen, settings, lambda: photo.rename(away))
+        assert reasons(dozen, night.rejects) == {photo.name: "missing"}
+        assert night.manifest == first.manifest
+        assert contents(dozen, settings) == kept
+
+    away.rename(photo)
+    assert run_build(build_of(dozen), settings).photos == 12
+    assert whole(dozen)
+
+
+def contents(dozen: Path, settings: Settings) -> list[str]:
+    storage = open_storage(str(dozen.parent / "map"), settings)
+    return [info.path for folder in ("receipts", "segments") for info in storage.list(folder)]
+
+
 def test_a_second_attempt_that_is_interrupted_goes_on_where_it_was(dozen: Path, settings: Settings):
     away = dozen.parent / "away"
     bad_night(dozen, settings, lambda: [dozen.rename(away), dozen.mkdir(), shutil.copy(min(away.iterdir()), dozen)])

@@ -346,9 +346,9 @@ def _exif(photo: PlannedPhoto, *, lat_deg: float, lon_deg: float) -> Image.Exif:
         {
             GPS.GPSVersionID: b"\2\3\0\0",
             GPS.GPSLatitudeRef: "N" if lat_deg >= 0 else "S",
-            GPS.GPSLatitude: _degrees_minutes_seconds(abs(lat_deg)),
+            GPS.GPSLatitude: degrees_minutes_seconds(abs(lat_deg)),
             GPS.GPSLongitudeRef: "E" if lon_deg >= 0 else "W",
-            GPS.GPSLongitude: _degrees_minutes_seconds(abs(lon_deg)),
+            GPS.GPSLongitude: degrees_minutes_seconds(abs(lon_deg)),
             GPS.GPSTimeStamp: tuple(IFDRational(part) for part in (moment.hour, moment.minute, moment.second)),
             GPS.GPSDateStamp: moment.strftime("%Y:%m:%d"),
             GPS.GPSImgDirectionRef: "T",
@@ -359,7 +359,7 @@ def _exif(photo: PlannedPhoto, *, lat_deg: float, lon_deg: float) -> Image.Exif:
     return exif
 
 
-def _degrees_minutes_seconds(degrees: float) -> tuple[IFDRational, IFDRational, IFDRational]:
+def degrees_minutes_seconds(degrees: float) -> tuple[IFDRational, IFDRational, IFDRational]:
     """To a hundred-thousandth of a second: less than a millimetre."""
     minutes, ticks = divmod(round(degrees * 3600 * 100_000), 60 * 100_000)
     return IFDRational(minutes // 60), IFDRational(minutes % 60), IFDRational(ticks, 100_000)

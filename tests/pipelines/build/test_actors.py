@@ -7,6 +7,7 @@ import textwrap
 import pytest
 
 SCRIPT = """
+from queue import SimpleQueue
 from types import SimpleNamespace
 from pipelines.build.actors import _EncodeActor
 from schemas.errors import DeviceError, ModelError
@@ -15,7 +16,8 @@ def run(partition, on_photo):
     raise {error}("cuda:0: found a GPU that answers no more")
 
 actor = _EncodeActor.__new__(_EncodeActor)
-actor._worker = SimpleNamespace(run=run)
+actor._workers = SimpleQueue()
+actor._workers.put(SimpleNamespace(run=run))
 actor.run(None)
 """
 

@@ -1,7 +1,12 @@
 """Encoding one partition: its tables stay row for row together, bad photos go aside, and the first attempt stands."""
 
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ from infra.commits import read_receipts, receipt_path
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
 from infra.tables import get_object, read_descriptors, read_table
+from pipelines.build import encode as encode_module
 from pipelines.build.encode import encode_partition
 from pipelines.build.membership import read_stored, segment_object
 from pipelines.engine.partition import Partition
@@ -211,3 +217,42 @@ def test_a_gpu_that_is_lost_leaves_no_receipt_and_says_so(storage: Storage, monk
     with pytest.raises(DeviceError, match="cuda:0"):
         encode(storage, partition(1, 2))
     assert read_receipts(storage) == {}
+
+
+def test_the_network_of_one_partition_begins_while_another_that_shares_its_turn_is_written(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    """Each waits for the other: the first to be written for the network of the second, that for the first to leave it."""
+    turn, order, second_began = threading.Lock(), queue.SimpleQueue[str](), threading.Event()
+    write = encode_module.finish_segment
+
+    class Watched(NumberEncoder):
+        def encode_prepared(self, photos: list[np.ndarray]) -> list[EncodedPhoto]:
+            number = int(photos[0][0, 0, 0])
+            order.put(f"network {number}")
+            if number == 4:
+                second_began.set()
+            return super().encode_prepared(photos)
+
+    def finish(storage: Storage, name: str, *rest: str, **options: Any) -> Receipt:
+        if len(options["images"]) == 3:
+            assert second_began.wait(20), "the network stood still while the first partition was written"
+            order.put("first is written")
+        return write(storage, name, *rest, **options)
+
+    monkeypatch.setattr(encode_module, "finish_segment", finish)
+    encoder = Watched()
+
+    def run(task: Partition) -> Receipt:
+        return encode_partition(task, storage, encoder, number_loader(encoder), lambda: None, turn=turn)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run, partition(1, 2, 3))
+        while order.empty():
+            time.sleep(0.001)
+        second = pool.submit(run, partition(4, 5))
+        assert (first.result().rows, second.result().rows) == (3, 2)
+
+    said = [order.get() for _ in range(order.qsize())]
+    assert said[:4] == ["network 1", "network 2", "network 3", "network 4"], "partitions were mixed"
+    assert "first is written" in said[4:]
