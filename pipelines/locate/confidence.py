@@ -1,27 +1,31 @@
 """How likely an answer is right: from what the candidates say, by a logistic model that `fitting` fits to each map."""
 
 from collections.abc import Mapping, Sequence
-from math import exp, log1p
+from math import exp, log, log1p
+from typing import Final
 
 from pipelines.locate.position import Group, Vote
 from schemas.calibration import ConfidenceFit
+
+LEAST: Final = 0.01
+"""Added to scores before their logarithm is taken: twice nothing is nothing."""
 
 
 def signals_of(votes: Sequence[Vote], group: Group) -> dict[str, float]:
     """Say what speaks for an answer.
 
     Returns:
-        support: share of the weight that agrees; log_matches: of the best candidate; local_score: its S'_l; score: what it is
-        ranked by; lead: by how much it beats the best candidate that stands elsewhere.
+        support: share of the weight that agrees. As logarithms, since scores are ratios: matches of the best candidate;
+        local_score: its S'_l; score: what it is ranked by; lead: by how much it beats the best that stands elsewhere.
     """
     best = votes[0]
     elsewhere = [vote.score for vote, agrees in zip(votes, group.agrees, strict=False) if not agrees]
     return {
         "support": group.support,
         "log_matches": log1p(best.matches),
-        "local_score": best.local_score,
-        "score": best.score,
-        "lead": best.score - max([*elsewhere, 0.0]),
+        "log_local_score": log(max(best.local_score, 0.0) + LEAST),
+        "log_score": log(max(best.score, 0.0) + LEAST),
+        "log_lead": log(max(best.score - max([*elsewhere, 0.0]), 0.0) + LEAST),
     }
 
 

@@ -54,12 +54,6 @@ ENOUGH: Final = (3.5, 4.0, 4.5, 5.0, 6.0, 8.0)
 NEVER: Final = 1000.0
 """No lead is as large."""
 
-FIRST: Final = 5
-"""Right candidates among the first five are not to be lost either: people look at them, and they vote ..."""
-
-FIRST_LOST: Final = 0.01
-"""... but for this share of the photos asked: one of them shall not double the pools of a map."""
-
 SURE_ERRORS: Final = 2.8
 """Standard errors by which another weight must win: as nine are tried, one wins by chance in one map of forty."""
 
@@ -178,11 +172,11 @@ def fit_weight(
         right: whether each candidate shows the place.
         config: with the usual weight.
     """
-    usual = _ranks(cosines, local, right, config) < 1
+    usual = _first_right(cosines, local, right, config)
 
     def lead(weight: float) -> float:
         """In standard errors: of the photos that only one of the two gets right, how many more are this weight's."""
-        here = _ranks(cosines, local, right, replace(config, local_weight=weight)) < 1
+        here = _first_right(cosines, local, right, replace(config, local_weight=weight))
         return float((here.sum() - usual.sum()) / np.sqrt(max((here != usual).sum(), 1)))
 
     best = max(WEIGHTS, key=lead)
@@ -195,7 +189,7 @@ def fit_enough(
     right: Sequence[Bool[np.ndarray, " all"]],
     config: RerankConfig,
 ) -> float:
-    """Find how soon matching may end so that as many right candidates are first as after all of it, and nearly as many of five.
+    """Find how soon matching may end so that as many right candidates are first as after all of it.
 
     Args:
         cosines: of the candidates of each photo asked, largest first.
@@ -203,33 +197,29 @@ def fit_enough(
         right: whether each candidate shows the place.
         config: as fitted so far; its own `enough` is the least.
     """
-
-    def counts(pools: Sequence[Float64[np.ndarray, " K"]]) -> tuple[int, int]:
-        ranks = _ranks(cosines, pools, right, config)
-        return int((ranks < 1).sum()), int((ranks < FIRST).sum())
-
-    target = counts(local)
+    target = _first_right(cosines, local, right, config).sum()
     for enough in ENOUGH:
         trial = replace(config, enough=enough)
-        first, among = counts([one[: matched_size(one, row, trial)] for one, row in zip(local, cosines, strict=True)])
-        if first >= target[0] and among >= target[1] - FIRST_LOST * len(cosines):
+        pools = [one[: matched_size(one, row, trial)] for one, row in zip(local, cosines, strict=True)]
+        if _first_right(cosines, pools, right, config).sum() >= target:
             return enough
     return NEVER
 
 
-def _ranks(
+def _first_right(
     cosines: Sequence[Float64[np.ndarray, " all"]],
     local: Sequence[Float64[np.ndarray, " K"]],
     right: Sequence[Bool[np.ndarray, " all"]],
     config: RerankConfig,
-) -> Int64[np.ndarray, " q"]:
-    """Find the rank from 0 of the first right candidate, behind the re-ranked pool the rest; where none is right, a million."""
-    found = np.full(len(cosines), 1_000_000, np.int64)
-    for number, (row, pool, hits) in enumerate(zip(cosines, local, right, strict=True)):
-        order = np.concatenate([best_first(fused_scores(config, row, pool), config), np.arange(len(pool), len(row))])
-        if hits.any():
-            found[number] = int(hits[order].argmax())
-    return found
+) -> Bool[np.ndarray, " q"]:
+    """Say for each photo asked whether the first candidate is right when these pools are re-ranked."""
+    return np.array(
+        [
+            bool(hits[best_first(fused_scores(config, row, pool), config)[0]]) if len(pool) else False
+            for row, pool, hits in zip(cosines, local, right, strict=True)
+        ],
+        bool,
+    )
 
 
 class BestOf:

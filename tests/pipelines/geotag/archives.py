@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from math import log
 from typing import Any
 
 import pyarrow as pa
 
+from pipelines.locate.confidence import LEAST
 from pipelines.query.answering import Answers
 from schemas.calibration import Calibration, ConfidenceFit, Evidence
 from schemas.coverage import COVERAGE
@@ -98,7 +98,7 @@ def _candidates(shot: Shot) -> list[dict[str, Any]]:
             "global_rank": rank,
             "cosine": 0.9 - 0.01 * rank,
             "matches": 50,
-            "local_score": log(shot.chance / (1 - shot.chance)),
+            "local_score": max(0.0, shot.chance / (1 - shot.chance) - LEAST),
             "score": score,
         }
         for rank, (metres, score) in enumerate(places, start=1)
@@ -106,7 +106,7 @@ def _candidates(shot: Shot) -> list[dict[str, Any]]:
 
 
 def _calibration(promises: dict[str, float]) -> Calibration:
-    """The best candidate's local score is the logarithm of the odds."""
+    """The best candidate's local score is the odds."""
     evidence = Evidence(
         held_back="drives",
         queries=200,
@@ -122,5 +122,5 @@ def _calibration(promises: dict[str, float]) -> Calibration:
         reliability=[],
         risk_coverage=[],
     )
-    confidence = ConfidenceFit(weights={"local_score": 1.0}, intercept=0.0, thresholds=promises, error_factor=1.0)
+    confidence = ConfidenceFit(weights={"log_local_score": 1.0}, intercept=0.0, thresholds=promises, error_factor=1.0)
     return Calibration(photos=2000, pool=None, distinct_weight=None, confidence=confidence, evidence=evidence)
