@@ -31,6 +31,8 @@ JUDGED_PHOTOS: Final = 64
 JUDGED_SHARE: Final = 0.01
 """The same as a share of the photos that the quantizer was trained for."""
 
+WILL_TRAIN: Final = "will be trained"
+
 MEASURED_PHOTOS: Final = 1024
 """Photos that an error is measured on, at most: then it is good to about 1 %."""
 
@@ -118,7 +120,7 @@ def outlook(
     if derive_parameters(photos, descriptor_dim, config) is None:
         return f"none: fewer than {config.flat_below:,} photos are searched exactly"
     if why := reason_to_train(index, photos, descriptor_dim, config, taken_down=taken_down, extend=extend):
-        return f"will be trained: {why}"
+        return f"{WILL_TRAIN}: {why}"
     assert index is not None, "a new map is a reason to train"
     return f"kept: {state(index)}"
 

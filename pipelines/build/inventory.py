@@ -12,7 +12,7 @@ from infra.commits import head_or_none
 from infra.settings import Settings
 from infra.storage import Storage
 from pipelines.build.compact import NOTHING, Rewriting, plan_rewriting, segments_to_purge
-from pipelines.build.drift import learned_from, outlook
+from pipelines.build.drift import WILL_TRAIN, learned_from, outlook
 from pipelines.build.membership import (
     Selection,
     StoredSegment,
@@ -27,7 +27,15 @@ from pipelines.build.membership import (
     without_taken_down,
 )
 from pipelines.build.merging import allowed_photos, choose
-from pipelines.build.plan import SEGMENT_BYTES, BuildPlan, bytes_per_photo, decode_plan, index_bytes, memory_needed
+from pipelines.build.plan import (
+    SEGMENT_BYTES,
+    BuildPlan,
+    bytes_per_photo,
+    decode_plan,
+    index_bytes,
+    memory_needed,
+    training_memory,
+)
 from pipelines.build.request import BuildRequest, Inventory, Surveyed
 from pipelines.build.tombstones import read_tombstones
 from pipelines.build.tune import settled
@@ -95,6 +103,16 @@ def make_plan(surveyed: Surveyed, inventory: Inventory, settings: Settings) -> B
     same = head.index if head and head.model.fingerprint == encoder.fingerprint else None
     photos = sum(int(live.sum()) for live in selection.values())
     largest = max((len(partition.images) for partition in todo), default=0)
+    quantizer = outlook(
+        same,
+        photos,
+        encoder.descriptor_dim,
+        settled(request.index, head),
+        taken_down=learned_from(surveyed.storage, same, head.tombstones if head else []),
+        extend=request.mode == "backfill",
+    )
+    training = training_memory(encoder, photos, request.index) if quantizer.startswith(WILL_TRAIN) else 0
+    workers = min(settings.threads, max(1, len(todo)))
     return BuildPlan(
         run_id=surveyed.run_id,
         mode=request.mode,
@@ -108,16 +126,10 @@ def make_plan(surveyed: Surveyed, inventory: Inventory, settings: Settings) -> B
         photos_dropped=len(inventory.held_keys - selected_keys(selection, expected)),
         segments_to_merge=len(rewriting.replaced),
         photos_to_copy=rewriting.photos,
-        quantizer=outlook(
-            same,
-            photos,
-            encoder.descriptor_dim,
-            settled(request.index, head),
-            taken_down=learned_from(surveyed.storage, same, head.tombstones if head else []),
-            extend=request.mode == "backfill",
-        ),
-        workers=min(settings.threads, max(1, len(todo))),
-        memory_bytes=memory_needed(encoder, largest, min(settings.threads, max(1, len(todo)))),
+        quantizer=quantizer,
+        training_bytes=training,
+        workers=workers,
+        memory_bytes=max(memory_needed(encoder, largest, workers), training),
         store_bytes=(to_encode + rewriting.photos) * bytes_per_photo(encoder)
         + (len(todo) + len(rewriting.partitions)) * SEGMENT_BYTES
         + (index_bytes(encoder, photos) if to_encode or rewriting.photos else 0),

@@ -1,9 +1,13 @@
 """What `--plan` prints: everything that a run would spend and change."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import msgspec
 import pytest
 
-from pipelines.build.plan import name_run, require_memory
+from pipelines.build.plan import name_run, require_memory, training_memory
+from pipelines.ivfpq import IndexConfig
 from schemas.errors import PlanError
 from tests.schemas import samples
 
@@ -38,6 +42,30 @@ def test_a_build_that_memory_has_no_room_for_is_refused_with_the_workers_that_wo
         require_memory(plan, 4_000_000_000, lambda workers: (1 + workers) * 1_000_000_000)
     with pytest.raises(PlanError, match=r"One worker takes 5\.0 GB: use a larger machine"):
         require_memory(plan, 4_000_000_000, lambda workers: (4 + workers) * 1_000_000_000)
+
+
+def test_a_build_whose_index_memory_has_no_room_to_train_is_not_told_to_use_fewer_workers():
+    plan = msgspec.structs.replace(samples.plan(), memory_bytes=4_600_000_000, training_bytes=4_600_000_000)
+
+    with pytest.raises(
+        PlanError, match=r"Training the index takes 4\.6 GB, however many workers there are"
+    ):
+        require_memory(plan, 4_000_000_000, lambda workers: workers * 1_000_000_000)
+
+
+@pytest.mark.parametrize(("photos", "measured"), [(1_000, 0.118e9), (10_000, 1.252e9), (100_000, 3.285e9), (3_000_000, 3.285e9)])
+def test_what_training_takes_is_stated_as_it_was_measured_and_does_not_grow_with_the_largest_maps(photos: int, measured: float):
+    """pipelines/README.md, "What a map costs as it grows": beyond what the process takes anyway, of 8,448 numbers."""
+    encoder: Any = SimpleNamespace(descriptor_dim=8_448, weight_bytes=0)
+    stated = training_memory(encoder, photos, IndexConfig()) - (900 << 20)
+
+    assert measured < stated < 1.4 * measured
+
+
+def test_a_map_too_small_for_a_quantizer_needs_no_memory_to_train_one():
+    encoder: Any = SimpleNamespace(descriptor_dim=8_448, weight_bytes=0)
+
+    assert training_memory(encoder, 200, IndexConfig()) == 0
 
 
 def test_memory_that_is_enough_or_unknown_and_a_build_of_nothing_are_not_refused():
