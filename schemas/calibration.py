@@ -4,7 +4,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-SIGNALS: Final = ("support", "log_matches", "log_local_score", "log_score", "log_lead")
+SIGNALS: Final = ("support", "log_matches", "local_score", "score", "lead", "log_local_score", "log_score", "log_lead")
 """What a probability is made of; see `pipelines.locate.confidence`."""
 
 

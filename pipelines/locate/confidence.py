@@ -15,18 +15,15 @@ def signals_of(votes: Sequence[Vote], group: Group) -> dict[str, float]:
     """Say what speaks for an answer.
 
     Returns:
-        support: share of the weight that agrees. As logarithms, since scores are ratios: matches of the best candidate;
-        local_score: its S'_l; score: what it is ranked by; lead: by how much it beats the best that stands elsewhere.
+        support: share of the weight that agrees; log_matches: of the best candidate; local_score: its S'_l; score: what it is
+        ranked by; lead: by how much it beats the best that stands elsewhere; and the logarithms of these three, as twice the
+        score says much where scores are small, and little where they are large.
     """
     best = votes[0]
     elsewhere = [vote.score for vote, agrees in zip(votes, group.agrees, strict=False) if not agrees]
-    return {
-        "support": group.support,
-        "log_matches": log1p(best.matches),
-        "log_local_score": log(max(best.local_score, 0.0) + LEAST),
-        "log_score": log(max(best.score, 0.0) + LEAST),
-        "log_lead": log(max(best.score - max([*elsewhere, 0.0]), 0.0) + LEAST),
-    }
+    scores = {"local_score": best.local_score, "score": best.score, "lead": best.score - max([*elsewhere, 0.0])}
+    logs = {f"log_{name}": log(max(score, 0.0) + LEAST) for name, score in scores.items()}
+    return {"support": group.support, "log_matches": log1p(best.matches), **scores, **logs}
 
 
 def probability(fit: ConfidenceFit, signals: Mapping[str, float]) -> float:

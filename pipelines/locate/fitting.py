@@ -27,7 +27,7 @@ SURENESS = 1.2816
 """Standard errors that a share of right answers is lowered by before it is promised: nine promises in ten are kept."""
 
 STRENGTH = 3.0
-"""Of the fit against keeping weights small; chosen with the logarithms on three made-up towns, and 1 to 30 do as well."""
+"""Of the fit against keeping weights small; chosen, as the logarithms, on three made-up towns, where 10 does as well."""
 
 FOLDS = 5
 GROUPS = 10

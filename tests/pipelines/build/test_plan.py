@@ -47,9 +47,7 @@ def test_a_build_that_memory_has_no_room_for_is_refused_with_the_workers_that_wo
 def test_a_build_whose_index_memory_has_no_room_to_train_is_not_told_to_use_fewer_workers():
     plan = msgspec.structs.replace(samples.plan(), memory_bytes=4_600_000_000, training_bytes=4_600_000_000)
 
-    with pytest.raises(
-        PlanError, match=r"Training the index takes 4\.6 GB, however many workers there are"
-    ):
+    with pytest.raises(PlanError, match=r"Training the index takes 4\.6 GB, however many workers there are"):
         require_memory(plan, 4_000_000_000, lambda workers: workers * 1_000_000_000)
 
 
