@@ -1,15 +1,16 @@
-"""The photos of a large map in memory: by shard, with short codes that are scanned in registers, and few of them as halves.
+"""The photos of a large map in memory: by shard, with codes that are scanned by halves in registers, and few photos as float16.
 
-Scanning is most of what a search costs: a nanosecond for every stored byte of every photo, 130 ms for a million. So each byte,
-which stands for one of 256 points, is also given the nearest of 16 points in half a byte. FAISS scans those 12 times as fast
-(fast-scan; André, Kermarrec and Le Scouarnec, "Quicker ADC", 2018), and what it puts in front is ranked by the stored codes.
-Nothing of this is stored, and it changes no format.
+Scanning is most of what a search costs: a nanosecond for each stored byte of each photo, 130 ms for a million. A byte stands for
+one of 256 points. In memory these are named anew, in groups of sixteen that are near each other, so that the upper half of a byte
+names its group. FAISS scans upper halves 12 times as fast (fast-scan; André, Kermarrec and Le Scouarnec, "Quicker ADC", 2018),
+and what they put in front is ranked by whole bytes. Lower halves stand beside them, so that nothing is in memory twice. Nothing
+of this is stored, and it changes no format.
 
 Few photos are searched again and again where it is known where a photo was taken. None of them shall be lost to a first pass, and
-the stored codes of 10,000 take 0.7 ms to look up. So they are decoded once, to halves, which are multiplied in half the time; how
-far these are from what was decoded says which photos can be among the nearest at all, and the stored codes rank those.
+the codes of 10,000 take 0.7 ms to look up. So they are decoded once, to float16, which is multiplied in half the time; how far it
+is from what was decoded says which photos can be among the nearest at all, and their codes rank those.
 
-Letters: n photos, M code bytes, d projected dimensions, q queries.
+Letters: n photos, M code bytes, h pairs of them (M / 2, rounded up), d projected dimensions, e of them a byte, q queries.
 """
 
 import ctypes
@@ -19,22 +20,27 @@ from typing import Any, Final
 import faiss
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt32
+from numpy.lib.stride_tricks import as_strided
+from scipy.optimize import linear_sum_assignment
 
-SHORT_CODES: Final = 16
-"""Points that half a byte can name."""
+GROUPS: Final = 16
+"""Of a byte's 256 points: as many as half a byte can name."""
 
 ITERATIONS: Final = 20
-"""Of the k-means that finds them."""
+"""Of the k-means that finds where groups may be."""
 
-ROWS_AT_ONCE: Final = 8_192
-"""Photos whose short codes are looked up at a time."""
+ROUNDS: Final = 2
+"""Of sharing points out to groups of one size. Six more find the same photos."""
+
+BLOCK: Final = 32
+"""Photos that FAISS scans together, their upper halves side by side."""
 
 DECODED_AT_ONCE: Final = 512
 """Photos decoded at a time: so few that memory stays in use and in the cache. 8,192 take twice as long."""
 
 
 class ShortCodes:
-    """How the stored codes of a quantizer are shortened.
+    """How the bytes of a quantizer are named anew, and what their upper halves stand for.
 
     Args:
         trained: the quantizer's empty `IndexIVFPQ`: 8-bit codes of residuals, by inner product.
@@ -43,39 +49,40 @@ class ShortCodes:
     def __init__(self, trained: Any) -> None:
         self.trained = trained
         points = faiss.vector_to_array(trained.pq.centroids).reshape(trained.pq.M, trained.pq.ksub, trained.pq.dsub)
-        self._points, nearest = _shortened(points)
-        even = np.concatenate([nearest, np.zeros((trained.pq.M % 2, 256), np.uint8)])
-        # Two bytes are looked up at once, and give the byte that FAISS expects: the first in its lower half.
-        self._pairs = (even[0::2, None, :] | even[1::2, :, None] << 4).reshape(-1)
+        self._middles, stored = _grouped(points)
+        self._names = (np.argsort(stored, axis=1).astype(np.uint8)).ravel()
+        self.pq: Any = faiss.ProductQuantizer(trained.d, trained.pq.M, 8)
+        """What the new names stand for: the points that the stored bytes do."""
+        faiss.copy_array_to_vector(np.take_along_axis(points, stored[:, :, None], axis=1).ravel(), self.pq.centroids)
 
     def empty(self) -> Any:
-        """Make an index of short codes, in the quantizer's cells, without photos."""
+        """Make an index of upper halves, in the quantizer's cells, without photos."""
         of = self.trained
         index = faiss.IndexIVFPQ(of.quantizer, of.d, of.nlist, of.pq.M, 4, faiss.METRIC_INNER_PRODUCT)
-        faiss.copy_array_to_vector(self._points.ravel(), index.pq.centroids)
+        faiss.copy_array_to_vector(self._middles.ravel(), index.pq.centroids)
         index.is_trained = True
         return index
 
     def in_registers(self, index: Any) -> Any:
-        """Make an index of short codes into one that FAISS scans in registers."""
-        fast: Any = faiss.IndexIVFPQFastScan(index)
+        """Make an index of upper halves into one that FAISS scans in registers."""
+        fast: Any = faiss.IndexIVFPQFastScan(index, BLOCK)
         fast.referenced_objects = [self.trained]  # whose cells it uses; not what it was made of, which would stay in memory
         return fast
 
-    def of(self, codes: UInt8[np.ndarray, "n M"]) -> UInt8[np.ndarray, "n halved"]:
-        """Shorten stored codes."""
+    def of(self, codes: UInt8[np.ndarray, "n M"]) -> tuple[UInt8[np.ndarray, "n h"], UInt8[np.ndarray, "n h"]]:
+        """Name stored codes anew; give their upper halves, two neighbours a byte, as FAISS expects them, and their lower ones.
+
+        Of the latter, those of the first half of the bytes below those of the second, so that they are soon put back.
+        """
+        named = np.take(self._names, codes + (np.arange(codes.shape[1], dtype=np.int32) << 8), mode="clip")
         if codes.shape[1] % 2:
-            codes = np.pad(codes, ((0, 0), (0, 1)))
-        short = np.empty((len(codes), codes.shape[1] // 2), np.uint8)
-        firsts = np.arange(short.shape[1], dtype=np.int32) << 16
-        for start in range(0, len(codes), ROWS_AT_ONCE):
-            pairs = np.ascontiguousarray(codes[start : start + ROWS_AT_ONCE]).view("<u2")
-            np.take(self._pairs, pairs + firsts, out=short[start : start + ROWS_AT_ONCE], mode="clip")
-        return short
+            named = np.pad(named, ((0, 0), (0, 1)))
+        half = named.shape[1] // 2
+        return named[:, 0::2] >> 4 | named[:, 1::2] & 0xF0, named[:, :half] & 0x0F | named[:, half:] << 4
 
 
 class PackedShard:
-    """The photos of a shard that may be found, with stored and short codes, by cell. For any number of threads.
+    """The photos of a shard that may be found, by cell. For any number of threads.
 
     Args:
         shard: an `IndexIVFPQ` of the quantizer; let go of afterwards.
@@ -85,7 +92,7 @@ class PackedShard:
 
     def __init__(self, shard: Any, live: Bool[np.ndarray, " ids"] | None, short: ShortCodes) -> None:
         lists, code_bytes, scanned = shard.invlists, shard.code_size, short.empty()
-        ids, codes = np.empty(shard.ntotal, np.uint32), np.empty((shard.ntotal, code_bytes), np.uint8)
+        ids, lower = np.empty(shard.ntotal, np.uint32), np.empty((shard.ntotal, (code_bytes + 1) // 2), np.uint8)
         starts = [0]
         for cell in range(shard.nlist):
             start = end = starts[-1]
@@ -95,17 +102,18 @@ class PackedShard:
                 end = start + len(kept)
                 ids[start:end] = here[kept]
                 stored = faiss.rev_swig_ptr(lists.get_codes(cell), size * code_bytes).reshape(size, code_bytes)
-                np.take(stored, kept, axis=0, out=codes[start:end], mode="clip")
-                rows, shortened = np.arange(start, end), short.of(codes[start:end])
-                scanned.invlists.add_entries(cell, end - start, faiss.swig_ptr(rows), faiss.swig_ptr(shortened))
+                upper, lower[start:end] = short.of(stored[kept])
+                rows, upper = np.arange(start, end), np.ascontiguousarray(upper)
+                scanned.invlists.add_entries(cell, end - start, faiss.swig_ptr(rows), faiss.swig_ptr(upper))
             starts.append(end)
         scanned.ntotal = starts[-1]
         self.ids: UInt32[np.ndarray, " n"] = ids if starts[-1] == len(ids) else ids[: starts[-1]].copy()
         """Of each row."""
-        self._codes = codes if starts[-1] == len(codes) else codes[: starts[-1]].copy()
+        self._lower = lower if starts[-1] == len(lower) else lower[: starts[-1]].copy()
         self._starts = np.array(starts)
         self._short = short
         self._scanned = short.in_registers(scanned)
+        self._upper = UpperHalves(self._scanned)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,7 +121,7 @@ class PackedShard:
     def scan(
         self, queries: Float32[np.ndarray, "q d"], count: int, nprobe: int, allowed: Any
     ) -> tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
-        """Find the rows whose short codes are nearest.
+        """Find the rows whose groups are nearest.
 
         Args:
             queries: projected; so few that FAISS compares each with the cells by itself.
@@ -133,25 +141,64 @@ class PackedShard:
     def products(
         self, query: Float32[np.ndarray, " d"], rows: Int64[np.ndarray, " n"], of_cells: Float32[np.ndarray, " cells"]
     ) -> Float32[np.ndarray, " n"]:
-        """Give the inner products of a query with stored codes.
+        """Give the inner products of a query with what the codes of some rows stand for.
 
         Args:
             query: projected.
             rows: ascending.
             of_cells: its inner products with the cells.
         """
-        return _products(self._short.trained, query, self._codes[rows]) + of_cells[self._cells(rows)]  # type: ignore[no-any-return]
+        codes, cells = self.taken(rows)
+        return _products(self._short.pq, query, codes) + of_cells[cells]  # type: ignore[no-any-return]
 
     def allowed(self, only: Bool[np.ndarray, " ids"]) -> Bool[np.ndarray, " n"]:
         """Mark the rows of some ids."""
         return _marked(only, self.ids)  # type: ignore[no-any-return]
 
     def taken(self, rows: Int64[np.ndarray, " n"]) -> tuple[UInt8[np.ndarray, "n M"], Int64[np.ndarray, " n"]]:
-        """Copy the stored codes of some rows, ascending; give the cells that they are in."""
-        return self._codes[rows], self._cells(rows)
+        """Put the codes of some rows, ascending, together, as `ShortCodes` names them; give the cells that they are in."""
+        cells = np.repeat(np.arange(len(self._starts) - 1), np.diff(np.searchsorted(rows, self._starts)))
+        codes = self._upper.of(cells, rows - self._starts[cells])
+        lower, half = self._lower[rows], self._lower.shape[1]
+        codes[:, :half] |= lower & 0x0F
+        codes[:, half:] |= (lower >> 4)[:, : codes.shape[1] - half]
+        return codes, cells
 
-    def _cells(self, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        return np.repeat(np.arange(len(self._starts) - 1), np.diff(np.searchsorted(rows, self._starts)))
+
+class UpperHalves:
+    """The upper halves of codes where FAISS keeps them. Read only as long as the index lives, which nothing is added to.
+
+    FAISS puts 32 photos of a cell together, and of these 16 bytes for each byte of their codes: the first 16 photos are in lower
+    halves, in the order 0, 8, 1, 9 and so on, the others in upper halves. See `pq4_pack_codes` in its `pq4_fast_scan.cpp`.
+
+    Args:
+        index: an `IndexIVFPQFastScan`.
+    """
+
+    def __init__(self, index: Any) -> None:
+        lists, even = index.invlists, index.pq.M + index.pq.M % 2
+        blocks = np.array([-(-lists.list_size(cell) // BLOCK) for cell in range(index.nlist)])
+        used = np.flatnonzero(blocks)
+        addresses = np.zeros(index.nlist, np.int64)
+        addresses[used] = [int(lists.get_codes(cell)) for cell in used.tolist()]
+        self._block_bytes, self._code_bytes = even * BLOCK // 2, index.pq.M
+        self._firsts = addresses - addresses[used].min(initial=np.iinfo(np.int64).max)
+        """Of each cell, counted from the first in memory."""
+        self._memory = np.empty((0, index.pq.M), np.uint8)
+        """For each byte from the first cell to the last, not all of which are of this index: it, and those 16, 32, ... behind."""
+        if len(used):
+            size = int((self._firsts + blocks * self._block_bytes)[used].max())
+            memory = faiss.rev_swig_ptr(lists.get_codes(int(used[np.argmin(addresses[used])])), size)
+            self._memory = as_strided(memory, (size - 16 * (index.pq.M - 1), index.pq.M), (1, 16), writeable=False)
+
+    def of(self, cells: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n M"]:
+        """Give the codes of photos, lower halves 0, by their cells and their places in these."""
+        place = places % BLOCK
+        firsts = self._firsts[cells] + places // BLOCK * self._block_bytes + 2 * (place % 8) + place // 8 % 2
+        codes = self._memory[firsts]
+        codes <<= np.where(place < BLOCK // 2, np.uint8(4), np.uint8(0))[:, None]
+        codes &= 0xF0
+        return codes  # type: ignore[no-any-return]
 
 
 class GatheredPhotos:
@@ -174,14 +221,14 @@ class GatheredPhotos:
         cells: Float32[np.ndarray, "nlist d"],
     ) -> None:
         taken = [shards[number].taken(those) for number, those in rows.items()]
-        self._trained = short.trained
-        self._codes = np.concatenate([np.empty((0, self._trained.pq.M), np.uint8), *(codes for codes, _ in taken)])
+        self._pq = short.pq
+        self._codes = np.concatenate([np.empty((0, self._pq.M), np.uint8), *(codes for codes, _ in taken)])
         self._cell_of = np.concatenate([np.empty(0, np.int64), *(cell_of for _, cell_of in taken)])
         self.numbers = np.repeat(np.array(list(rows), np.int64), [len(those) for those in rows.values()])
         """Of the shard of each photo."""
         self.ids = np.concatenate([np.empty(0, np.uint32), *(shards[number].ids[those] for number, those in rows.items())])
         kind = faiss.ScalarQuantizer.QT_fp16
-        self._halves: Any = faiss.IndexScalarQuantizer(self._trained.d, kind, faiss.METRIC_INNER_PRODUCT)
+        self._halves: Any = faiss.IndexScalarQuantizer(self._pq.d, kind, faiss.METRIC_INNER_PRODUCT)
         self._error = self._add(cells)
 
     def __len__(self) -> int:
@@ -209,7 +256,7 @@ class GatheredPhotos:
                 places = found[: np.searchsorted(-products, 2 * error - products[k - 1], side="right")]
                 break
             asked *= 4
-        return _products(self._trained, query, self._codes[places]) + of_cells[self._cell_of[places]], places
+        return _products(self._pq, query, self._codes[places]) + of_cells[self._cell_of[places]], places
 
     def _add(self, cells: Float32[np.ndarray, "nlist d"]) -> float:
         """Decode all photos to halves.
@@ -221,7 +268,7 @@ class GatheredPhotos:
         halves = np.empty((len(self), of.code_size), np.uint8)
         for start in range(0, len(self), DECODED_AT_ONCE):
             several = slice(start, start + DECODED_AT_ONCE)
-            coded, cell = self._trained.pq.decode(self._codes[several]), cells[self._cell_of[several]]
+            coded, cell = self._pq.decode(self._codes[several]), cells[self._cell_of[several]]
             decoded = coded + cell
             halves[several] = of.compute_codes(decoded)
             farthest = max(farthest, float(np.linalg.norm(decoded - of.decode(halves[several]), axis=1).max()))
@@ -229,7 +276,7 @@ class GatheredPhotos:
         faiss.copy_array_to_vector(halves.ravel(), self._halves.codes)  # at once: FAISS makes room for twice as many
         self._halves.ntotal = len(self)
         # Both are sums of as many float32 as there are dimensions, at most, and each of these may be rounded.
-        return farthest + 2 * int(self._trained.d) * float(np.finfo(np.float32).eps) * longest
+        return farthest + 2 * int(self._pq.d) * float(np.finfo(np.float32).eps) * longest
 
 
 def give_back_memory() -> None:
@@ -239,14 +286,14 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def _products(trained: Any, query: Float32[np.ndarray, " d"], codes: UInt8[np.ndarray, "n M"]) -> Float32[np.ndarray, " n"]:
+def _products(pq: Any, query: Float32[np.ndarray, " d"], codes: UInt8[np.ndarray, "n M"]) -> Float32[np.ndarray, " n"]:
     """Give the inner products of a query with what codes stand for, less their cells: the same bits wherever a code stands."""
     count = len(codes)
     values, places = np.empty(count, np.float32), np.empty(count, np.int64)
     heap: Any = faiss.float_minheap_array_t()
     heap.nh, heap.k, heap.val, heap.ids = 1, count, faiss.swig_ptr(values), faiss.swig_ptr(places)
     heap.heapify()
-    trained.pq.search_ip(faiss.swig_ptr(query), 1, faiss.swig_ptr(codes), count, heap, False)
+    pq.search_ip(faiss.swig_ptr(query), 1, faiss.swig_ptr(codes), count, heap, False)
     products = np.empty(count, np.float32)
     products[places] = values
     return products
@@ -257,17 +304,28 @@ def _marked(marks: Bool[np.ndarray, " ids"], numbers: Any) -> Any:
     return np.append(marks, False)[np.minimum(numbers, len(marks))]
 
 
-def _shortened(
-    points: Float32[np.ndarray, "M 256 e"],
-) -> tuple[Float32[np.ndarray, "M 16 e"], UInt8[np.ndarray, "M 256"]]:
-    """Find 16 points for each byte's 256, and which of them is nearest to each."""
-    short = np.empty((len(points), SHORT_CODES, points.shape[2]), np.float32)
-    nearest = np.empty(points.shape[:2], np.uint8)
-    padded = np.zeros((points.shape[1], max(8, points.shape[2])), np.float32)  # as `ivfpq.PADDED_DIM`
+def _grouped(points: Float32[np.ndarray, "M 256 e"]) -> tuple[Float32[np.ndarray, "M 16 e"], UInt8[np.ndarray, "M 256"]]:
+    """Put the points of each byte into groups of sixteen that are near each other.
+
+    K-means says where groups may be; points are shared out to them with the least sum of squared distances, which move to the
+    middle of theirs, and once more. They tell as much of a photo as groups of any size: see `pipelines/README.md`.
+
+    Returns:
+        The middles of groups, and the points, one group after the other.
+    """
+    count, size = points.shape[1], points.shape[1] // GROUPS
+    middles = np.empty((len(points), GROUPS, points.shape[2]), np.float32)
+    ordered = np.empty(points.shape[:2], np.uint8)
+    padded = np.zeros((count, max(8, points.shape[2])), np.float32)  # as `ivfpq.PADDED_DIM`
     for byte, of_byte in enumerate(points):
         padded[:, : points.shape[2]] = of_byte
-        means = faiss.Kmeans(padded.shape[1], SHORT_CODES, niter=ITERATIONS, seed=1, min_points_per_centroid=1)
+        means = faiss.Kmeans(padded.shape[1], GROUPS, niter=ITERATIONS, seed=1, min_points_per_centroid=1)
         means.train(padded)
-        short[byte] = np.asarray(means.centroids)[:, : points.shape[2]]
-        nearest[byte] = ((of_byte[:, None] - short[byte]) ** 2).sum(axis=2).argmin(axis=1)
-    return short, nearest
+        middle = np.asarray(means.centroids)[:, : points.shape[2]]
+        for _ in range(ROUNDS):
+            distances = ((of_byte[:, None] - middle) ** 2).sum(axis=2)
+            _, places = linear_sum_assignment(distances.repeat(size, axis=1))  # each group has so many places
+            ordered[byte] = np.argsort(places)
+            middle = of_byte[ordered[byte]].reshape(GROUPS, size, -1).mean(axis=1)
+        middles[byte] = middle
+    return middles, ordered

@@ -1,7 +1,9 @@
 """Searching a large map in two passes: what short codes choose, stored codes rank. Here a large map is one of 64 photos."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines import ivfpq
 from pipelines.ivfpq import IndexConfig, IvfPqParameters, ShardSearcher, make_shard, train_quantizer
-from pipelines.short_codes import PackedShard, ShortCodes
+from pipelines.short_codes import PackedShard, ShortCodes, give_back_memory
 
 DIM = 64
 PHOTOS = 3_000
@@ -24,6 +26,12 @@ NO_RESET = settings(max_examples=25, suppress_health_check=[HealthCheck.function
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     ivfpq.use_threads(1)
     monkeypatch.setattr(ivfpq, "LEAST_POOL", 8)
+
+
+def resident_mb() -> float:
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]) * 1024 / 1e6
 
 
 def photos_of(count: int, seed: int) -> np.ndarray:
@@ -301,24 +309,98 @@ def trained_with(code_bytes: int, descriptors: np.ndarray) -> Any:
     return index
 
 
+def points_of(pq: Any) -> np.ndarray:
+    return faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("code_bytes", [1, 3, 8])
-def test_each_byte_is_shortened_to_the_nearest_of_sixteen_points(descriptors: np.ndarray, code_bytes: int):
-    """The first byte of two in the lower half; of an odd number the last half is left at zero."""
+def test_the_upper_half_of_a_byte_names_a_group_of_sixteen_points_that_are_near_its_middle(
+    descriptors: np.ndarray, code_bytes: int
+):
     trained = trained_with(code_bytes, descriptors)
     short = ShortCodes(trained)
-    empty = short.empty()
-    codes = np.random.default_rng(1).integers(0, 256, (9_000, code_bytes), dtype=np.uint8)
-    points = faiss.vector_to_array(trained.pq.centroids).reshape(code_bytes, 256, 4)
-    sixteen = faiss.vector_to_array(empty.pq.centroids).reshape(code_bytes, 16, 4)
+    empty = short.empty()  # its parts die with it
+    stored, named, middles = points_of(trained.pq), points_of(short.pq), points_of(empty.pq)
 
-    found = short.of(codes)
-
-    halves = np.stack([found & 15, found >> 4], axis=2).reshape(len(codes), -1)
-    assert found.shape == (9_000, (code_bytes + 1) // 2)
     for byte in range(code_bytes):
-        distances = ((points[byte][codes[:, byte]][:, None] - sixteen[byte]) ** 2).sum(axis=2)
-        assert np.array_equal(halves[:, byte], distances.argmin(axis=1))
-    assert not halves[:, code_bytes:].any()
+        assert {point.tobytes() for point in named[byte]} == {point.tobytes() for point in stored[byte]}
+        assert named[byte].reshape(16, 16, 4).mean(axis=1) == pytest.approx(middles[byte], abs=1e-6)
+        to_own = ((named[byte] - middles[byte].repeat(16, axis=0)) ** 2).sum(axis=1).mean()
+        to_any = ((named[byte][:, None] - middles[byte]) ** 2).sum(axis=2).min(axis=1).mean()
+        at_random = stored[byte].var(axis=0).sum()
+        assert to_own < to_any + 0.2 * (at_random - to_any), "about as near as if groups had any size"
+
+
+@pytest.mark.parametrize("code_bytes", [1, 3, 8, 300])
+def test_halves_stand_for_the_points_of_the_stored_bytes(descriptors: np.ndarray, code_bytes: int):
+    """Of an odd number of bytes the last half is left at zero."""
+    trained = trained_with(min(8, code_bytes), descriptors)
+    if code_bytes > 8:  # more than two bytes of names, and no time to train them
+        trained = faiss.IndexIVFPQ(faiss.IndexFlatIP(1_200), 1_200, 4, code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+        made_up = np.random.default_rng(5).normal(size=code_bytes * 256 * 4).astype(np.float32)
+        faiss.copy_array_to_vector(made_up, trained.pq.centroids)
+    short = ShortCodes(trained)
+    codes = np.random.default_rng(1).integers(0, 256, (900, code_bytes), dtype=np.uint8)
+
+    upper, lower = short.of(codes)
+
+    groups = np.stack([upper & 15, upper >> 4], axis=2).reshape(len(codes), -1)
+    within = np.concatenate([lower & 15, lower >> 4], axis=1)
+    assert upper.shape == lower.shape == (900, (code_bytes + 1) // 2)
+    named = (groups << 4 | within)[:, :code_bytes]
+    assert np.array_equal(short.pq.decode(named), trained.pq.decode(codes))
+    assert not groups[:, code_bytes:].any()
+    assert not within[:, code_bytes:].any()
+
+
+@pytest.mark.parametrize("code_bytes", [1, 2, 3, 8])
+@pytest.mark.parametrize("sizes", [(0, 0, 0, 0), (1, 0, 31, 32), (33, 64, 0, 65), (500, 15, 16, 17)])
+def test_codes_are_put_together_from_where_faiss_keeps_their_halves(
+    descriptors: np.ndarray, code_bytes: int, sizes: tuple[int, ...]
+):
+    trained, rng = trained_with(code_bytes, descriptors), np.random.default_rng(4)
+    shard, codes, cells = faiss.clone_index(trained), np.empty((0, code_bytes), np.uint8), np.repeat(np.arange(4), sizes)
+    for cell, size in enumerate(sizes):
+        numbers = np.arange(len(codes), len(codes) + size)
+        here = rng.integers(0, 256, (size, code_bytes), dtype=np.uint8)
+        if size:
+            shard.invlists.add_entries(cell, size, faiss.swig_ptr(numbers), faiss.swig_ptr(here))
+        codes = np.concatenate([codes, here])
+    shard.ntotal = len(codes)
+    live = rng.random(len(codes)) < 0.8
+    short = ShortCodes(trained)
+
+    for only, left in ((None, np.arange(len(codes))), (live, np.flatnonzero(live))):
+        packed = PackedShard(shard, only, short)
+        for rows in (np.arange(len(left)), np.flatnonzero(rng.random(len(left)) < 0.3)):
+            named, of = packed.taken(rows)
+            assert np.array_equal(short.pq.decode(named), trained.pq.decode(codes[left[rows]]))
+            assert np.array_equal(of, cells[left[rows]])
+            assert np.array_equal(packed.ids[rows], left[rows])
+
+
+def test_a_photo_takes_its_code_once_in_memory_and_its_numbers():
+    """128 bytes, FAISS's number of the row (8) and the id (4); a code that stood there twice, by half, would take 204."""
+    photos, nlist, code_bytes = 200_000, 64, 128
+    rng = np.random.default_rng(6)
+    trained = faiss.IndexIVFPQ(faiss.IndexFlatIP(512), 512, nlist, code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+    trained.quantizer.add(rng.normal(size=(nlist, 512)).astype(np.float32))
+    faiss.copy_array_to_vector(rng.normal(size=128 * 256 * 4).astype(np.float32), trained.pq.centroids)
+    trained.is_trained = True
+    short, shard = ShortCodes(trained), faiss.clone_index(trained)
+    give_back_memory()
+    before = resident_mb()
+    for cell, numbers in enumerate(np.array_split(np.arange(photos), nlist)):
+        codes = rng.integers(0, 256, (len(numbers), code_bytes), dtype=np.uint8)
+        shard.invlists.add_entries(cell, len(numbers), faiss.swig_ptr(numbers), faiss.swig_ptr(codes))
+    shard.ntotal = photos
+
+    packed = PackedShard(shard, None, short)
+    del shard
+    give_back_memory()
+
+    assert len(packed) == photos
+    assert 1e6 * (resident_mb() - before) / photos == pytest.approx(140, rel=0.15)
 
 
 @pytest.mark.parametrize("code_bytes", [1, 3, 8])
