@@ -40,9 +40,11 @@ def prepare(photo: UInt8[np.ndarray, "H W 3"], size_px: int, *, antialias: bool)
 
 
 def _normalised_plane(photo: UInt8[np.ndarray, "H W 3"], colour: int) -> Float32[Tensor, "1 H W"]:
-    """Do `normalised` for one colour."""
-    pixels = torch.from_numpy(np.ascontiguousarray(photo[None, :, :, colour])).float().div_(255)
-    return pixels.sub_(_per_colour(MEAN)[colour]).div_(_per_colour(STD)[colour])
+    """Do `normalised` for one colour: to the bit, in three passes over memory in place of five."""
+    pixels = np.divide(photo[None, :, :, colour], np.float32(255), dtype=np.float32)
+    pixels -= np.float32(MEAN[colour])
+    pixels /= np.float32(STD[colour])
+    return torch.from_numpy(pixels)
 
 
 def _resized(pixels: Float32[Tensor, "C H W"], size_px: int, *, antialias: bool) -> Float32[Tensor, "C S S"]:
