@@ -8,7 +8,7 @@ further apart than the map's, and are harder to find: what is promised is less t
 The ten nearest are asked for, not the nearest, which is often the next frame of the same drive and is found by any index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, Final
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from pipelines import ivfpq
-from pipelines.ivfpq import LEAST_PROBED, IndexConfig, IvfPqParameters, ShardSearcher, pool_size
+from pipelines.ivfpq import LEAST_PROBED, Descriptors, IndexConfig, IvfPqParameters, ShardSearcher, in_float32, pool_size
 from schemas.errors import PlanError
 from schemas.manifest import Manifest
 
@@ -107,8 +107,8 @@ def settled(config: IndexConfig, head: Manifest | None) -> IndexConfig:
 
 def tune(
     quantizer: bytes,
-    learned: Float32[np.ndarray, "n D"],
-    queries: Float32[np.ndarray, "q D"],
+    learned: Descriptors,
+    queries: Descriptors,
     *,
     parameters: IvfPqParameters,
     photos: int,
@@ -132,10 +132,10 @@ def tune(
         return Tuning(chosen=chosen, tried=[chosen], queries=0, searched=0)
     # Without the photos that the axes were fitted to, where others are left: they are easier to find than the rest of the map.
     searched = learned[min(config.pca_photos, max(0, len(learned) - SEARCHED)) :][:SEARCHED]
-    queries = queries[:QUERIES]
+    queries = np.asarray(queries[:QUERIES], np.float32)
     scale = photos / len(searched)
     wanted = [_nearest(queries, searched, max(1, round(count / scale))) for count in (NEIGHBOURS, HANDED)]
-    shard = ivfpq.make_shard(quantizer, searched.shape[1], [(searched, np.arange(len(searched)))])
+    shard = ivfpq.make_shard(quantizer, searched.shape[1], _numbered(searched))
     tried = []
     for nprobe in _cells(parameters.nlist):
         searcher = ShardSearcher(quantizer, nprobe, [shard], rows=[len(searched)], stands_for=photos)
@@ -161,8 +161,8 @@ def tune(
 
 def require_recall(
     tuning: Tuning,
-    learned: Float32[np.ndarray, "n D"],
-    queries: Float32[np.ndarray, "q D"],
+    learned: Descriptors,
+    queries: Descriptors,
     *,
     parameters: IvfPqParameters,
     photos: int,
@@ -193,8 +193,8 @@ def _said(longer: Sequence[tuple[int, float]]) -> str:
 
 
 def _reached_with_longer_codes(
-    learned: Float32[np.ndarray, "n D"],
-    queries: Float32[np.ndarray, "q D"],
+    learned: Descriptors,
+    queries: Descriptors,
     *,
     parameters: IvfPqParameters,
     photos: int,
@@ -225,11 +225,16 @@ def _cells(nlist: int) -> list[int]:
     return numbers
 
 
-def _nearest(
-    queries: Float32[np.ndarray, "q D"], searched: Float32[np.ndarray, "s D"], count: int
-) -> Int64[np.ndarray, "q count"]:
+def _numbered(searched: Descriptors) -> Iterator[tuple[Float32[np.ndarray, "n D"], Int64[np.ndarray, " n"]]]:
+    start = 0
+    for block in in_float32(searched):
+        yield block, np.arange(start, start + len(block))
+        start += len(block)
+
+
+def _nearest(queries: Float32[np.ndarray, "q D"], searched: Descriptors, count: int) -> Int64[np.ndarray, "q count"]:
     """Find the exact neighbours of each query."""
-    cosines = queries @ searched.T
+    cosines = np.concatenate([queries @ block.T for block in in_float32(searched)], axis=1)
     count = min(count, len(searched))
     return np.argpartition(-cosines, count - 1, axis=1)[:, :count].astype(np.int64)
 

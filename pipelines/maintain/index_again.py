@@ -35,7 +35,7 @@ def train_again(storage: Storage, manifest: Manifest) -> bytes:
         numbers, rows = np.array([(number, row) for number, (_, where, row) in enumerate(photos) if where == place]).T
         descriptors = _descriptors(storage, manifest.segments[place])
         if sample is None:
-            sample = np.empty((len(photos), descriptors.shape[1]), np.float32)
+            sample = np.empty((len(photos), descriptors.shape[1]), descriptors.dtype)
         sample[numbers] = descriptors[rows]
     assert sample is not None, "a quantizer was trained on photos"
     parameters = {each.name: manifest.index.parameters[each.name] for each in fields(IvfPqParameters)}
