@@ -17,7 +17,7 @@ from infra.cluster import ray_cluster
 from infra.commits import head_or_none, probe
 from infra.leases import lease
 from infra.machine import keep_freed_memory, memory_bytes
-from infra.metrics import METRICS, PHOTOS_SEEN, exported
+from infra.metrics import METRICS, PHOTOS_SEEN, exported, show_version
 from infra.observability import Stopwatch, log_fields, progress_bar
 from infra.settings import Settings
 from infra.storage import open_storage
@@ -27,7 +27,7 @@ from pipelines.build.inventory import choose_rewriting, keep_plan, make_plan, re
 from pipelines.build.membership import read_stored
 from pipelines.build.plan import memory_needed, name_run, require_memory, require_room
 from pipelines.build.progress import EncodedSegment, Progress, ProgressKeeper, begin, read_progress
-from pipelines.build.publishing import publish_version, show_version, summarise
+from pipelines.build.publishing import publish_version, summarise
 from pipelines.build.purge import Purged, purge
 from pipelines.build.request import DEFAULT_RECIPE, BuildRequest, BuildSummary, Prepared, Surveyed
 from pipelines.catalog.sources import Catalog, list_photos
