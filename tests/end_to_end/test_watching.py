@@ -17,6 +17,7 @@ from pipelines.build.request import BuildRequest
 from pipelines.engine.partition import PartitionConfig
 from pipelines.geotag.geotag import GeotagRequest, run_geotag
 from pipelines.query import answering
+from schemas.errors import CatalogError
 from tests.faults.noise_map import write_photos
 
 
@@ -45,6 +46,22 @@ def test_a_scrape_during_a_build_shows_what_the_workers_have_done(tmp_path: Path
     assert last["folio_photo_bytes_total"] == sum(photo.stat().st_size for photo in database.iterdir())
     assert (last["folio_segments_left"], last["folio_photos_left"]) == (0, 0)
     assert (last["folio_map_version"], last["folio_map_photos"], last["folio_run_failed"]) == (1, 12, 0)
+
+
+def test_a_night_whose_photos_cannot_be_listed_has_failed(tmp_path: Path) -> None:
+    """What the night before wrote must not stay there as if all were well."""
+    file, place = tmp_path / "folio.prom", str(tmp_path / "map")
+    photos = write_photos(tmp_path / "database", range(4))
+    settings = Settings(threads=1, metrics_file=file)
+    run_build(BuildRequest(recipe="tiny", map_url=place, photos=(str(photos),)), settings)
+    before = samples(file.read_text())
+
+    with pytest.raises(CatalogError):
+        run_build(BuildRequest(map_url=place, photos=(str(tmp_path / "nowhere"),)), settings)
+
+    after = samples(file.read_text())
+    assert (before["folio_run_failed"], after["folio_run_failed"]) == (0, 1)
+    assert before["folio_run_finished_timestamp_seconds"] <= after["folio_run_started_timestamp_seconds"]
 
 
 def test_a_scrape_while_an_archive_of_real_photos_is_geotagged_shows_how_far_it_is(
