@@ -250,8 +250,7 @@ def _encoded(
     """
     together = max(worker.encoder.batch_size, settings.threads)
     with closing(photo_loader(worker.encoder, settings, limits)) as loader:
-        counting.watch(loader)
-        loaded = zip(rows, loader.load(images.take(pa.array(rows, pa.int64()))), strict=True)
+        loaded = zip(rows, loader.load(images.take(pa.array(rows, pa.int64())), counting.waiting), strict=True)
         for several in _several(loaded, together):
             prepared = [one.photo for _, one in several if not isinstance(one.photo, PhotoError)]
             with counting.clock.stage("network"):

@@ -6,7 +6,7 @@ A chunk is counted once its answers are kept, so that what a run that is stopped
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Final
 
 from infra.metrics import (
     METRICS,
@@ -23,7 +23,7 @@ from infra.metrics import (
     WORKER_SECONDS,
 )
 from infra.observability import ProgressBar, Stopwatch
-from pipelines.catalog.loading import PhotoLoader
+from pipelines.catalog.loading import Waiting
 from pipelines.catalog.sources import Catalog
 from schemas.errors import PhotoError
 
@@ -47,18 +47,14 @@ class Counting:
     def __init__(self, catalog: Catalog, bar: ProgressBar) -> None:
         self.clock = Stopwatch()
         """Of the chunk under way: `network` and `search`."""
+        self.waiting: Final = Waiting()
+        """For its photos."""
         self._bar = bar
         self._size_bytes = catalog.images["size_bytes"].to_numpy()
         self._left = len(catalog.images)
         self._since_s = time.perf_counter()
-        self._loader: PhotoLoader[Any] | None = None
-        self._waited_s, self._ready = 0.0, 0
         METRICS.restart(*COUNTED)
         self._reject(catalog.rejects["reason"].to_pylist())
-
-    def watch(self, loader: PhotoLoader[Any]) -> None:
-        """Take from here on how long photos were waited for; `loader` is a fresh one."""
-        self._loader, self._waited_s, self._ready = loader, 0.0, 0
 
     def known(self, photos: int) -> None:
         """Count what was answered before. The time of the first chunk begins now."""
@@ -76,20 +72,16 @@ class Counting:
         METRICS.add(WORKER_SECONDS, now - self._since_s)
         METRICS.add(NETWORK_SECONDS, seconds.get("network", 0.0))
         METRICS.add(SEARCH_SECONDS, seconds.get("search", 0.0))
-        self._take_from_loader(photos)
+        METRICS.add(WAITED_SECONDS, self.waiting.waited_s)
+        METRICS.set(PHOTOS_READY, self.waiting.ready / photos)
         self.clock, self._since_s = Stopwatch(), now
+        self.waiting.waited_s, self.waiting.ready = 0.0, 0
         self._done(photos)
 
     def copies(self, photos: int) -> None:
         """Count those that have the answer of another photo."""
         METRICS.add(PHOTOS_SEEN, photos)
         self._done(photos)
-
-    def _take_from_loader(self, photos: int) -> None:
-        assert self._loader is not None
-        METRICS.add(WAITED_SECONDS, self._loader.waited_s - self._waited_s)
-        METRICS.set(PHOTOS_READY, (self._loader.ready - self._ready) / photos)
-        self._waited_s, self._ready = self._loader.waited_s, self._loader.ready
 
     def _reject(self, reasons: Collection[str]) -> None:
         for reason, count in Counter(reasons).items():
