@@ -216,12 +216,14 @@ def test_a_night_that_is_cancelled_or_killed_leaves_the_old_map_and_the_next_one
         said = nights.artifact(cancelled, "build-failed")
         assert f"Readers of {nights.map} see version 1" in said
         assert "prefect deployment run 'build/nightly-rebuild'" in said
+        assert nights.numbers("build")["folio_run_failed"] == 1
 
         killed = begun(nights)
         for child in children(worker.pid):
             os.kill(child, signal.SIGKILL)
         nights.wait_for(killed, "CRASHED")
         is_intact(nights, 8)
+        assert "folio_run_failed" not in nights.numbers("build"), "it could say nothing more, and nobody said it had ended well"
 
         orphaned = begun(nights)
         os.killpg(worker.pid, signal.SIGKILL)  # as when the machine goes: nobody is left to say that the run has ended
@@ -239,6 +241,7 @@ def test_a_night_that_is_cancelled_or_killed_leaves_the_old_map_and_the_next_one
 
     is_intact(nights, len(database))
     assert nights.head() == 2
+    assert nights.numbers("build")["folio_run_failed"] == 0
     assert '"photos": "known before", "number": 0' not in nights.artifact(last, "build-photos"), "what was finished is kept"
 
 
