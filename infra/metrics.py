@@ -4,6 +4,9 @@ Counting is a dictionary and a lock, so it is done whether anybody looks or not.
 (FOLIO_METRICS_PORT) or a file (FOLIO_METRICS_FILE) is asked for. The driver of a run counts for all its workers: what a worker on
 another machine has done comes back with each segment.
 
+A run counts what it does itself. What an interrupted one had finished it takes over and does not count again, so the counters of
+both together say what was done. Photos of an archive that cannot be used are kept by neither: each tries and counts them.
+
 A point in time is given as a timestamp and not as an age, as an age in a file would stand still when the run ends: lag is
 `time() - folio_newest_manifest_timestamp_seconds`.
 """
@@ -13,11 +16,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Final, Literal
 
 from infra.settings import Settings
 from schemas.errors import WorkError
+from schemas.manifest import Manifest
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
 
 FILE_EVERY_S: Final = 15.0
 """How often the file is written anew: as often as Prometheus usually looks."""
+
+ACTION: Final = "{action}"
+"""Stands in the name of the file for what the run does: `build`, `backfill` or `geotag`."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,34 +52,57 @@ def _counter(name: str, text: str, *labels: str) -> Metric:
     return Metric(name=name, kind="counter", help=text, labels=labels)
 
 
-def _gauge(name: str, text: str) -> Metric:
-    return Metric(name=name, kind="gauge", help=text)
+def _gauge(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name=name, kind="gauge", help=text, labels=labels)
 
 
-PHOTOS_SEEN: Final = _counter("folio_photos_seen_total", "Photos done with, usable or not; on Ray a segment at a time.")
+PHOTOS_SEEN: Final = _counter(
+    "folio_photos_seen_total", "Photos done with, usable or not; on Ray a segment at a time, of an archive a chunk at a time."
+)
 PHOTOS_ENCODED: Final = _counter("folio_photos_encoded_total", "Photos of finished segments.")
-PHOTOS_REJECTED: Final = _counter("folio_photos_rejected_total", "Photos of finished segments that cannot be used.", "reason")
-PHOTO_BYTES: Final = _counter("folio_photo_bytes_total", "Bytes of the photos of finished segments, as they were listed.")
+PHOTOS_SEARCHED: Final = _counter(
+    "folio_photos_searched_total", "Photos of an archive that were looked for in the map; not copies, nor those known before."
+)
+PHOTOS_REJECTED: Final = _counter(
+    "folio_photos_rejected_total",
+    "Photos that cannot be used: of finished segments; of an archive, also those that its listing rejects.",
+    "reason",
+)
+PHOTO_BYTES: Final = _counter(
+    "folio_photo_bytes_total", "Bytes of the photos of finished segments, or of an archive's chunks, as they were listed."
+)
 SEGMENTS_FINISHED: Final = _counter("folio_segments_finished_total", "Segments with a receipt since this run was started.")
 SEGMENTS_SET_ASIDE: Final = _counter("folio_segments_set_aside_total", "Segments given up because their workers died each time.")
 SEGMENT_RETRIES: Final = _counter("folio_segment_retries_total", "Segments and shards given out again because their worker died.")
 STORE_RETRIES: Final = _counter("folio_store_retries_total", "Requests to a store made again after a failure.", "verb")
-WORKER_SECONDS: Final = _counter("folio_worker_seconds_total", "Seconds that workers spent on finished segments.")
+WORKER_SECONDS: Final = _counter(
+    "folio_worker_seconds_total", "Seconds that workers spent on finished segments, or an archive's run on its chunks."
+)
 NETWORK_SECONDS: Final = _counter("folio_network_seconds_total", "Those of them that they spent in the network.")
 WAITED_SECONDS: Final = _counter("folio_waiting_seconds_total", "Those of them in which the network waited for photos.")
-PHOTOS_READY: Final = _gauge("folio_photos_ready", "Decoded photos waiting for the network: mean of the last finished segment.")
+SEARCH_SECONDS: Final = _counter("folio_search_seconds_total", "Those of them in which photos were looked for in the map.")
+PHOTOS_READY: Final = _gauge("folio_photos_ready", "Decoded photos waiting for the network: mean of the last segment, or chunk.")
 SEGMENTS_LEFT: Final = _gauge("folio_segments_left", "Segments of this run without a receipt.")
-PHOTOS_LEFT: Final = _gauge("folio_photos_left", "Photos of these segments.")
-MAP_VERSION: Final = _gauge("folio_map_version", "Newest version of the map.")
+PHOTOS_LEFT: Final = _gauge("folio_photos_left", "Photos of these segments, or of the archive, that are not done with.")
+PHOTOS_KNOWN: Final = _gauge(
+    "folio_photos_known", "Photos of the archive that an earlier run, or an earlier try of this one, had looked for."
+)
+ARCHIVE_PHOTOS: Final = _gauge(
+    "folio_archive_photos", "Photos of the whole archive by what was decided on them; absent until that is written.", "decision"
+)
+MAP_VERSION: Final = _gauge("folio_map_version", "Newest version of the map; to an archive's run, when that was started.")
 MAP_PHOTOS: Final = _gauge("folio_map_photos", "Photos of that version.")
 NEWEST_MANIFEST: Final = _gauge("folio_newest_manifest_timestamp_seconds", "When that version was published.")
 RUN_STARTED: Final = _gauge("folio_run_started_timestamp_seconds", "When this run was started.")
 RUN_FINISHED: Final = _gauge("folio_run_finished_timestamp_seconds", "When this run ended, well or not; absent while it goes on.")
-RUN_FAILED: Final = _gauge("folio_run_failed", "1 after a run that ended with an error, 0 after one that did not.")
+RUN_FAILED: Final = _gauge(
+    "folio_run_failed", "1 after a run that ended with an error or was interrupted, 0 after one that was not; absent meanwhile."
+)
 
 DECLARED: Final = (
     PHOTOS_SEEN,
     PHOTOS_ENCODED,
+    PHOTOS_SEARCHED,
     PHOTOS_REJECTED,
     PHOTO_BYTES,
     SEGMENTS_FINISHED,
@@ -80,9 +112,12 @@ DECLARED: Final = (
     WORKER_SECONDS,
     NETWORK_SECONDS,
     WAITED_SECONDS,
+    SEARCH_SECONDS,
     PHOTOS_READY,
     SEGMENTS_LEFT,
     PHOTOS_LEFT,
+    PHOTOS_KNOWN,
+    ARCHIVE_PHOTOS,
     MAP_VERSION,
     MAP_PHOTOS,
     NEWEST_MANIFEST,
@@ -106,10 +141,10 @@ class Metrics:
             key = metric.name, labels
             self._values[key] = self._values.get(key, 0.0) + amount
 
-    def set(self, metric: Metric, value: float) -> None:
-        """Say what a gauge is now."""
+    def set(self, metric: Metric, value: float, *labels: str) -> None:
+        """Say what a gauge is now; `labels` as in `add`."""
         with self._lock:
-            self._values[metric.name, ()] = value
+            self._values[metric.name, labels] = value
 
     def value(self, metric: Metric) -> float:
         """Read a metric, over all its labels; 0 where nothing was counted."""
@@ -119,6 +154,12 @@ class Metrics:
         """Read a metric by the values of its labels."""
         with self._lock:
             return [(labels, value) for (name, labels), value in sorted(self._values.items()) if name == metric.name]
+
+    def restart(self, *metrics: Metric) -> None:
+        """Count some again from nothing: what they are of is tried again."""
+        names = {metric.name for metric in metrics}
+        with self._lock:
+            self._values = {key: value for key, value in self._values.items() if key[0] not in names}
 
     def clear(self) -> None:
         """Begin again from nothing."""
@@ -138,7 +179,8 @@ def exported(settings: Settings, labels: Mapping[str, str]) -> Iterator[None]:
 
     Args:
         settings: the port and address, the file, or none of them.
-        labels: put on every metric, so that the files of two maps on one machine can be told apart.
+        labels: `map` and `action`, put on every metric: so that the files of two maps, or of a build and an archive, can be told
+            apart on one machine.
 
     Raises:
         WorkError: the port or the file cannot be used; nothing was started.
@@ -153,6 +195,13 @@ def exported(settings: Settings, labels: Mapping[str, str]) -> Iterator[None]:
         finally:
             METRICS.set(RUN_FAILED, failed)
             METRICS.set(RUN_FINISHED, time.time())
+
+
+def show_version(manifest: Manifest) -> None:
+    """Tell Prometheus which version of the map is the newest, and from when: what the map lags behind."""
+    METRICS.set(MAP_VERSION, manifest.version)
+    METRICS.set(MAP_PHOTOS, manifest.statistics["photos"])
+    METRICS.set(NEWEST_MANIFEST, datetime.fromisoformat(manifest.created_at).timestamp())
 
 
 class _Collector:
@@ -214,7 +263,8 @@ def _file(settings: Settings, labels: Mapping[str, str]) -> Iterator[None]:
         return
     from prometheus_client import write_to_textfile
 
-    registry, path, done = _registry(labels), settings.metrics_file, Event()
+    path = Path(str(settings.metrics_file).replace(ACTION, labels["action"]))
+    registry, done = _registry(labels), Event()
 
     def write_on() -> None:
         while not done.wait(FILE_EVERY_S):

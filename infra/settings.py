@@ -54,13 +54,14 @@ class Settings:
     """FOLIO_LOG_FORMAT: text, or json: one object a line, with the ids of run and segment. Default: text."""
 
     metrics_port: int | None = None
-    """FOLIO_METRICS_PORT: Prometheus may scrape a build here while it runs. Default: none."""
+    """FOLIO_METRICS_PORT: Prometheus may scrape a build, or the geotagging of an archive, here while it runs. Default: none."""
 
     metrics_address: str = "127.0.0.1"
     """FOLIO_METRICS_ADDRESS: where that port listens. Default: this machine alone."""
 
     metrics_file: Path | None = None
-    """FOLIO_METRICS_FILE: a .prom file for node-exporter's textfile collector, kept up to date by a build. Default: none."""
+    """FOLIO_METRICS_FILE: a .prom file for node-exporter's textfile collector, kept up to date by a build or `folio geotag`.
+    `{action}` in its name stands for which of these it is. Default: none."""
 
     prices: Path | None = None
     """FOLIO_PRICES: a TOML file of prices for `--plan`. Default: those of `pipelines/build/prices.toml`."""

@@ -433,12 +433,12 @@ def evaluate(radius_m: float, out: str, precision: float, strict: bool, as_json:
     """
     from pipelines.evaluate.evaluate import run_evaluation
     from pipelines.evaluate.summary import EvaluationSummary
-    from pipelines.geotag.geotag import GeotagRequest, run_geotag
+    from pipelines.geotag.geotag import GeotagRequest, geotag_archive
     from pipelines.locate.position import PositionConfig
 
     settings = _settings()
     request = GeotagRequest(out=out, position=PositionConfig(precision=precision), **_with_prior(options))
-    geotagged = run_geotag(request, settings)
+    geotagged = geotag_archive(request, settings)
     metrics = run_evaluation(out, radius_m=radius_m, settings=settings)
     summary = EvaluationSummary.of(metrics, geotagged, radius_m=radius_m)
     _finish(summary, summary.lines(), geotagged.rejected, as_json=as_json, strict=strict)

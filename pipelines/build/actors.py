@@ -19,6 +19,7 @@ from infra.storage import open_storage
 from pipelines.build.encode import EncodeJob, SegmentWorker
 from pipelines.build.progress import EncodedSegment
 from pipelines.build.shards import ShardTask, ShardWorker
+from pipelines.catalog.loading import photo_loader
 from pipelines.engine.model import load_encoder
 from pipelines.engine.partition import Partition
 from pipelines.engine.run import IN_FLIGHT
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class _EncodeActor:
-    """A network, and workers that take turns at it: while one writes what it has encoded, the next goes on."""
+    """A network and its decoders, and workers that take turns at them: while one writes what it has encoded, the next goes on."""
 
     def __init__(self, job: EncodeJob, environment: Mapping[str, str]) -> None:
         set_environment(environment)
@@ -43,10 +44,10 @@ class _EncodeActor:
         configure_logging(settings.log_level, settings.log_format)
         weights = Path(job.weights) if job.weights else None
         encoder = load_encoder(job.recipe, weights=weights, device=job.device, arithmetic=settings.arithmetic)
-        turn = Lock()
+        turn, loader = Lock(), photo_loader(encoder, settings, job.limits)
         self._workers: SimpleQueue[SegmentWorker] = SimpleQueue()
         for _ in range(IN_FLIGHT):
-            self._workers.put(SegmentWorker(job, encoder, settings, turn=turn))
+            self._workers.put(SegmentWorker(job, encoder, settings, turn=turn, loader=loader))
 
     def run(self, partition: Partition) -> EncodedSegment:
         """Encode a partition. The driver counts what was done, so this process has no port or file of its own to watch.

@@ -17,7 +17,7 @@ from infra.cluster import ray_cluster
 from infra.commits import head_or_none, probe
 from infra.leases import lease
 from infra.machine import keep_freed_memory, memory_bytes
-from infra.metrics import METRICS, PHOTOS_SEEN, exported
+from infra.metrics import METRICS, PHOTOS_SEEN, exported, show_version
 from infra.observability import Stopwatch, log_fields, progress_bar
 from infra.settings import Settings
 from infra.storage import open_storage
@@ -27,7 +27,7 @@ from pipelines.build.inventory import choose_rewriting, keep_plan, make_plan, re
 from pipelines.build.membership import read_stored
 from pipelines.build.plan import memory_needed, name_run, require_memory, require_room
 from pipelines.build.progress import EncodedSegment, Progress, ProgressKeeper, begin, read_progress
-from pipelines.build.publishing import publish_version, show_version, summarise
+from pipelines.build.publishing import publish_version, summarise
 from pipelines.build.purge import Purged, purge
 from pipelines.build.request import DEFAULT_RECIPE, BuildRequest, BuildSummary, Prepared, Surveyed
 from pipelines.catalog.sources import Catalog, list_photos
@@ -43,32 +43,39 @@ _log = logging.getLogger(__name__)
 def run_build(request: BuildRequest, settings: Settings) -> BuildSummary:
     """Bring a map up to date. See `BuildRequest`; raises any `FolioError`."""
     clock = Stopwatch()
-    with clock.stage("catalog"):
-        surveyed = survey(request, settings)
-    with watched(surveyed, settings), lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
+    with watched(request, settings):
         with clock.stage("catalog"):
-            prepared = prepare(surveyed, settings)
-        with clock.stage("encode"):
-            lost = encode(prepared, settings)
-        with clock.stage("rewrite"):
-            rewriting = rewrite(prepared, settings)
-        with clock.stage("publish"):
-            published = publish_version(prepared, lost, rewriting, settings=settings, check=held.require)
-        with clock.stage("purge"):
-            purged = purge_map(prepared, check=held.require)
+            surveyed = survey(request, settings)
+        with named(surveyed), lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
+            with clock.stage("catalog"):
+                prepared = prepare(surveyed, settings)
+            with clock.stage("encode"):
+                lost = encode(prepared, settings)
+            with clock.stage("rewrite"):
+                rewriting = rewrite(prepared, settings)
+            with clock.stage("publish"):
+                published = publish_version(prepared, lost, rewriting, settings=settings, check=held.require)
+            with clock.stage("purge"):
+                purged = purge_map(prepared, check=held.require)
     return summarise(prepared, published, purged, clock)
 
 
 @contextmanager
-def watched(surveyed: Surveyed, settings: Settings) -> Iterator[None]:
-    """Name the run in the log and count it for Prometheus while the block runs.
+def watched(request: BuildRequest, settings: Settings) -> Iterator[None]:
+    """Count a run for Prometheus while the block runs: all of it, as a night whose photos cannot be listed has failed too.
 
     Raises:
         WorkError: the port or file that the settings name cannot be used.
     """
-    mode, url = surveyed.request.mode, surveyed.storage.url
-    with log_fields(run_id=surveyed.run_id), exported(settings, {"map": url, "action": mode}):
-        _log.info("%s of %s: %d photos listed", mode, url, len(surveyed.catalog.images))
+    with exported(settings, {"map": open_storage(request.map_url, settings).url, "action": request.mode}):
+        yield
+
+
+@contextmanager
+def named(surveyed: Surveyed) -> Iterator[None]:
+    """Name the run in the log while the block runs."""
+    with log_fields(run_id=surveyed.run_id):
+        _log.info("%s of %s: %d photos listed", surveyed.request.mode, surveyed.storage.url, len(surveyed.catalog.images))
         yield
 
 

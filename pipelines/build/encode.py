@@ -30,7 +30,7 @@ from infra.storage import Storage, open_storage
 from infra.tables import descriptor_column, write_table
 from pipelines.build.progress import EncodedSegment, SegmentTally
 from pipelines.catalog.limits import PhotoLimits
-from pipelines.catalog.loading import Loaded, PhotoLoader, photo_loader
+from pipelines.catalog.loading import Loaded, PhotoLoader, Waiting, photo_loader
 from pipelines.catalog.rows import reject_row
 from pipelines.engine.behind import Behind
 from pipelines.engine.partition import Partition
@@ -69,13 +69,22 @@ class SegmentWorker:
     """Encodes partitions of one map, one at a time. Holds decoder processes; the network may be shared by several workers.
 
     Those that share a `turn` as well use the network one after the other: for two that are to overlap, not to go side by side.
+    They may share a `loader` then, and so its decoders; None: it has one of its own.
     """
 
-    def __init__(self, job: EncodeJob, encoder: Encoder, settings: Settings, *, turn: Turn = nullcontext()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        job: EncodeJob,
+        encoder: Encoder,
+        settings: Settings,
+        *,
+        turn: Turn = nullcontext(),  # noqa: B008  it holds nothing
+        loader: Loader | None = None,
+    ) -> None:
         self._turn = turn
         self._storage = open_storage(job.map_url, settings)
         self._encoder = encoder
-        self._loader = photo_loader(encoder, settings, job.limits)
+        self._loader = loader or photo_loader(encoder, settings, job.limits)
         self._run_id = job.run_id
 
     def run(self, task: Partition, on_photo: Callable[[], None]) -> EncodedSegment:
@@ -237,8 +246,8 @@ def _encode_photos(
     kept: list[int] = []
     rejects: list[dict[str, Any]] = []
     descriptors = np.empty((len(images), encoder.descriptor_dim), np.float16)
-    waited_s, ready = loader.waited_s, loader.ready
-    loaded = _begun(loader.load(images))
+    waiting = Waiting()
+    loaded = _begun(loader.load(images, waiting))
     asked_at = time.perf_counter()
     with turn, Behind(BEHIND) as behind:
         tally.queued_s += time.perf_counter() - asked_at
@@ -251,8 +260,8 @@ def _encode_photos(
                 behind.do(writer.append, LocalFeatures(features=photo.features, patch=photo.patch, reliability=photo.reliability))
                 kept.append(row)
             on_photo()
-    tally.waited_s += loader.waited_s - waited_s
-    tally.ready += loader.ready - ready
+    tally.waited_s += waiting.waited_s
+    tally.ready += waiting.ready
     return kept, descriptors[: len(kept)], rejects
 
 

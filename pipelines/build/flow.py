@@ -8,7 +8,7 @@ from prefect import flow
 from infra.leases import lease
 from infra.observability import Stopwatch
 from infra.settings import Settings
-from pipelines.build.build import encode, prepare, purge_map, rewrite, survey, watched
+from pipelines.build.build import encode, named, prepare, purge_map, rewrite, survey, watched
 from pipelines.build.price import price, read_prices
 from pipelines.build.publishing import publish_version, summarise
 from pipelines.build.request import BuildRequest, BuildSummary, Mode
@@ -57,10 +57,10 @@ def _run(request: BuildRequest) -> BuildSummary:
     settings = Settings.from_environment()
     name = request.mode
     clock = Stopwatch()
-    with shown(name, request.map_url, settings):
+    with shown(name, request.map_url, settings), watched(request, settings):
         with clock.stage("catalog"):
             surveyed = stage("catalog", lambda: survey(request, settings))
-        with watched(surveyed, settings), lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
+        with named(surveyed), lease(surveyed.storage, run_id=surveyed.run_id, action=request.mode) as held:
             with clock.stage("catalog"):
                 prepared = stage("plan", lambda: prepare(surveyed, settings))
             priced = price(prepared, read_prices(settings.prices))

@@ -5,7 +5,6 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict
-from datetime import datetime
 from importlib.metadata import version
 
 import pyarrow as pa
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 
 from fol_model.inference import Reranker
 from infra.commits import publish
-from infra.metrics import MAP_PHOTOS, MAP_VERSION, METRICS, NEWEST_MANIFEST
+from infra.metrics import show_version
 from infra.observability import Stopwatch
 from infra.settings import Settings
 from infra.tables import read_table, write_table
@@ -92,13 +91,6 @@ def publish_version(
         rejected=drafts.reasons,
         rejects=f"{storage.url}/{where}",
     )
-
-
-def show_version(manifest: Manifest) -> None:
-    """Tell Prometheus which version is the newest, and from when: what the map lags behind."""
-    METRICS.set(MAP_VERSION, manifest.version)
-    METRICS.set(MAP_PHOTOS, manifest.statistics["photos"])
-    METRICS.set(NEWEST_MANIFEST, datetime.fromisoformat(manifest.created_at).timestamp())
 
 
 def _last_resort(head: Manifest | None) -> str:

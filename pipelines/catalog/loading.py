@@ -3,7 +3,8 @@
     rows ▶ fetch (threads) ▶ decode (child processes) ▶ prepare ▶ taken in order
 
 Photos come in the order of the table, whatever finishes first. What waits to be taken is bounded in number and, as listed, in
-bytes. Used by `pipelines.build` and `pipelines.query`; the photos of one worker pass through one loader.
+bytes. Used by `pipelines.build` and `pipelines.query`; the photos of one worker pass through one loader, or those of workers that
+take turns.
 """
 
 import os
@@ -12,7 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -76,15 +79,25 @@ class Loaded(NamedTuple, Generic[T]):
     photo: T | PhotoError
 
 
+@dataclass(kw_only=True, slots=True)
+class Waiting:
+    """How the taker of some photos fared; counted up as they are taken."""
+
+    waited_s: float = 0.0
+    """Time that was spent waiting for them."""
+    ready: int = 0
+    """Photos that had been ready when one was taken, added up; divided by the photos taken: the mean depth of the queue."""
+
+
 class PhotoLoader(Generic[T]):
-    """Loads the photos of one table after another. For one thread that takes them; close it at the end.
+    """Loads the photos of one table after another; of several at once for threads that take turns. Close it at the end.
 
     Args:
         reader: fetches, from any thread.
         make_decoder: called once for each decoder, which then serves one thread at a time.
         prepare: what is done to the pixels of each photo, in any thread.
         min_side: a JPEG may be decoded smaller, with sides of at least this many pixels; None: in full.
-        ahead: photos that may be under way or wait at once, from 1.
+        ahead: photos of a table that may be under way or wait at once, from 1.
         most_decoders: it begins with one; while photos are waited for, and each one more makes them come faster, there will be up
             to so many.
         start_thread: called first in each thread that prepares photos.
@@ -101,10 +114,6 @@ class PhotoLoader(Generic[T]):
         most_decoders: int = 1,
         start_thread: Callable[[], None] | None = None,
     ) -> None:
-        self.waited_s = 0.0
-        """Time that the taker has waited for photos, since the loader was made."""
-        self.ready = 0
-        """Photos that had been ready when one was taken, added up; divided by the photos taken: the mean depth of the queue."""
         self._reader, self._make_decoder, self._prepare, self._min_side = reader, make_decoder, prepare, min_side
         self._ahead, self._most = ahead, most_decoders
         self._fetchers = ThreadPoolExecutor(min(FETCHERS, ahead), thread_name_prefix="fetch")
@@ -113,17 +122,19 @@ class PhotoLoader(Generic[T]):
         self._free: queue.LifoQueue[Decoder] = queue.LifoQueue()
         self._free.put(self._decoders[0])
         self._pace = _Pace()
+        self._pacing = Lock()
 
     @property
     def decoders(self) -> int:
         """How many there are now."""
         return len(self._decoders)
 
-    def load(self, images: pa.Table) -> Iterator[Loaded[T]]:
-        """Load listed photos, in their order; one that cannot be used comes as the error that says why.
+    def load(self, images: pa.Table, waiting: Waiting | None = None) -> Iterator[Loaded[T]]:
+        """Load listed photos, in their order; one that cannot be used comes as the error that says why. For one thread.
 
         Args:
             images: in the schema of images.
+            waiting: where to count how long they were waited for; None: nowhere.
 
         Raises:
             StorageError: a remote store does not answer.
@@ -132,7 +143,7 @@ class PhotoLoader(Generic[T]):
         columns = [images[name].to_pylist() for name in ("uri", "root", "size_bytes", "checksum")]
         rows = deque(enumerate(zip(*columns, strict=True)))
         window: deque[tuple[int, int, Future[T]]] = deque()
-        held = 0
+        held, waiting = 0, waiting or Waiting()
         try:
             while rows or window:
                 while rows and len(window) < self._ahead and (not window or held + rows[0][1][2] <= BYTES_AHEAD):
@@ -142,7 +153,8 @@ class PhotoLoader(Generic[T]):
                     held += size_bytes
                 row, size_bytes, photo = window.popleft()
                 held -= size_bytes
-                yield Loaded(row, self._taken(photo, window))
+                waiting.ready += sum(one.done() for _, _, one in window) + photo.done()
+                yield Loaded(row, self._taken(photo, waiting, is_first=row == 0))
         finally:
             for _, _, photo in window:
                 photo.cancel()
@@ -163,8 +175,7 @@ class PhotoLoader(Generic[T]):
             self._free.put(decoder)
         return self._prepare(pixels)
 
-    def _taken(self, photo: "Future[T]", window: "deque[tuple[int, int, Future[T]]]") -> T | PhotoError:
-        self.ready += sum(waiting.done() for _, _, waiting in window) + photo.done()
+    def _taken(self, photo: "Future[T]", waiting: Waiting, *, is_first: bool) -> T | PhotoError:
         start = time.perf_counter()
         try:
             return photo.result()
@@ -172,8 +183,13 @@ class PhotoLoader(Generic[T]):
             return error
         finally:
             waited = time.perf_counter() - start
-            self.waited_s += waited
-            if self._pace.wants_more(waited) and len(self._decoders) < self._most:
+            waiting.waited_s += waited
+            if not is_first:  # that waits however many decoders there are, and may be behind another table's
+                self._keep_pace(waited)
+
+    def _keep_pace(self, waited_s: float) -> None:
+        with self._pacing:
+            if self._pace.wants_more(waited_s) and len(self._decoders) < self._most:
                 self._decoders.append(self._make_decoder())
                 self._free.put(self._decoders[-1])
 
@@ -207,7 +223,7 @@ class _Pace:
 
     def wants_more(self, waited_s: float) -> bool:
         """Count a photo that was waited for so long, and say whether another decoder should be tried now."""
-        if self._began is None:  # the first photo waits for the decoder to start
+        if self._began is None:
             self._began = time.perf_counter()
             return False
         self._taken += 1

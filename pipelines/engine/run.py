@@ -122,9 +122,6 @@ def run_on_ray(
     Raises:
         WorkError: an actor cannot be made, or none was there for `PATIENCE_S`. What is finished is kept.
     """
-    import ray  # here, because a build without Ray should not wait for it
-    from ray.exceptions import RayActorError, RayTaskError
-
     waiting = deque((task, 0) for task in tasks)
     suspects: deque[tuple[T, int]] = deque()
     hands: list[_Hand[T]] = []
@@ -134,32 +131,10 @@ def run_on_ray(
         _give_out(waiting, suspects, hands)
         refs = {ref: hand for hand in hands for ref in hand.refs()}
         for ref in _came(list(refs)):
-            hand = refs[ref]
-            try:
-                result = ray.get(ref)
-            except RayActorError as error:  # it died or cannot be reached; ActorUnavailableError is one of these
-                if error.actor_init_failed:
-                    raise WorkError(f"Ray: a worker cannot start: {error}. {_LEFT.format(unfinished)}") from error
-                hand.lose()
-                if ref not in hand.given:
-                    continue
-                task, deaths = hand.given.pop(ref)
-                if deaths < 2 * ATTEMPTS:
-                    (waiting if deaths < ATTEMPTS else suspects).append((task, deaths))
-                    continue
-                result = None
-            except RayTaskError as error:
-                if isinstance(error.cause, FolioError):
-                    raise error.cause from error  # without the worker's traceback in its message
-                raise
-            else:
-                heard = time.monotonic()
-                if ref not in hand.given:
-                    hand.is_there, hand.sign = True, None
-                    continue
-                task, _ = hand.given.pop(ref)
-            on_task(task)
-            yield Outcome(task=task, result=result)
+            outcome = _taken(ref, refs[ref], waiting, suspects, unfinished)
+            if outcome is not None:
+                on_task(outcome.task)
+                yield outcome
         if any(hand.is_there for hand in hands):
             heard = time.monotonic()
         elif time.monotonic() - heard > PATIENCE_S:
@@ -207,7 +182,7 @@ def _came(refs: list[Any]) -> list[Any]:
     All, and in the order in which they were asked for: else a task that was done could be taken for the one that was running when
     its worker died.
     """
-    import ray  # here, as above
+    import ray  # here, because a build without Ray should not wait for it
 
     if not refs:
         time.sleep(LOOK_S)
@@ -215,6 +190,45 @@ def _came(refs: list[Any]) -> list[Any]:
     ray.wait(refs, num_returns=1, timeout=LOOK_S)
     came: list[Any] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
     return came
+
+
+def _taken(
+    ref: Any, hand: "_Hand[T]", waiting: deque[tuple[T, int]], suspects: deque[tuple[T, int]], unfinished: int
+) -> Outcome[T, Any] | None:
+    """Take what came of an actor, and put its task back to those that wait if it died.
+
+    Returns:
+        What became of a task; None: it was a sign that the actor is there, or its death, of which nothing has become yet.
+
+    Raises:
+        WorkError: the actor cannot be made.
+        Exception: what the task itself raised; a `FolioError` as it was raised there.
+    """
+    import ray  # here, as above
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        result = ray.get(ref)
+    except RayActorError as error:  # it died or cannot be reached; ActorUnavailableError is one of these
+        if error.actor_init_failed:
+            raise WorkError(f"Ray: a worker cannot start: {error}. {_LEFT.format(unfinished)}") from error
+        hand.lose()
+        if ref not in hand.given:
+            return None
+        task, deaths = hand.given.pop(ref)
+        if deaths >= 2 * ATTEMPTS:
+            return Outcome(task=task, result=None)
+        (waiting if deaths < ATTEMPTS else suspects).append((task, deaths))
+        return None
+    except RayTaskError as error:
+        if isinstance(error.cause, FolioError):
+            raise error.cause from error  # without the worker's traceback in its message
+        raise
+    if ref not in hand.given:
+        hand.is_there, hand.sign = True, None
+        return None
+    task, _ = hand.given.pop(ref)
+    return Outcome(task=task, result=result)
 
 
 def _give_out(waiting: deque[tuple[T, int]], suspects: deque[tuple[T, int]], hands: Sequence[_Hand[T]]) -> None:

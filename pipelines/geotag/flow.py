@@ -7,7 +7,7 @@ from prefect import flow
 
 from infra.settings import Settings
 from pipelines.engine.flow import require_places, require_server, show, show_photos, shown, stage
-from pipelines.geotag.geotag import GeotagRequest, GeotagSummary, run_geotag
+from pipelines.geotag.geotag import GeotagRequest, GeotagSummary, geotag_archive, watched
 
 
 @flow(name="geotag", persist_result=False)
@@ -22,7 +22,7 @@ def geotag_flow(request: dict[str, Any]) -> dict[str, Any]:
     """
     settings = Settings.from_environment()
     asked = asked_for(request)
-    with shown("geotag", asked.map_url, settings):
+    with shown("geotag", asked.map_url, settings), watched(asked, settings):
         summary = geotag_stage(asked, settings)
     return msgspec.to_builtins(summary)  # type: ignore[no-any-return]
 
@@ -46,7 +46,7 @@ def asked_for(request: dict[str, Any]) -> GeotagRequest:
 
 def geotag_stage(request: GeotagRequest, settings: Settings) -> GeotagSummary:
     """Geotag as one stage of a flow, and show what became of the photos."""
-    summary = stage("geotag", lambda: run_geotag(request, settings))
+    summary = stage("geotag", lambda: geotag_archive(request, settings))
     show("geotag-summary", summary, "What became of the archive")
     counts = {
         "seen": summary.photos + sum(summary.rejected.values()),

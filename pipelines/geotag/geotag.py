@@ -5,7 +5,8 @@ queries, results, geotags, rejects and coverage as Parquet, and geotags.geojson.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from infra.metrics import ARCHIVE_PHOTOS, METRICS, exported, show_version
 from infra.observability import Stopwatch
 from infra.settings import Settings
 from infra.storage import Storage, open_storage
@@ -111,6 +113,23 @@ class GeotagSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
+    """Geotag an archive into a results folder, and count it for Prometheus meanwhile. Raises any `FolioError`."""
+    with watched(request, settings):
+        return geotag_archive(request, settings)
+
+
+@contextmanager
+def watched(request: GeotagRequest, settings: Settings) -> Iterator[None]:
+    """Count what is geotagged inside for Prometheus.
+
+    Raises:
+        WorkError: the port or file that the settings name cannot be used.
+    """
+    with exported(settings, {"map": open_storage(request.map_url, settings).url, "action": "geotag"}):
+        yield
+
+
+def geotag_archive(request: GeotagRequest, settings: Settings) -> GeotagSummary:
     """Geotag an archive into a results folder. Raises any `FolioError`."""
     around = _around(request)
     worker = open_worker(
@@ -121,6 +140,8 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
         device=request.device,
         prior=request.prior,
     )
+    if request.version is None:
+        show_version(worker.map.manifest)
     catalog = list_photos(
         request.photos, settings=settings, utm_zone=request.utm_zone, needs_position=False, limits=request.limits
     )
@@ -141,6 +162,7 @@ def run_geotag(request: GeotagRequest, settings: Settings) -> GeotagSummary:
     kept.finish()
     seconds = clock.seconds()["query"]
     statuses = Counter(geotags["status"].to_pylist())
+    _show_decisions(statuses, withheld=len(withheld))
     return GeotagSummary(
         out=request.out,
         map_version=answers.facts["map_version"],
@@ -189,6 +211,14 @@ def write_results(storage: Storage, answers: Answers, geotags: pa.Table) -> None
     write_table(storage, "coverage.parquet", answers.coverage, kind="coverage")
     storage.put("geotags.geojson", to_geojson(geotags, answers.facts))
     write_table(storage, "geotags.parquet", geotags, kind="geotags", facts=answers.facts)
+
+
+def _show_decisions(statuses: Mapping[str, int], *, withheld: int) -> None:
+    """Tell Prometheus what was decided; those that are withheld are not told from unknown ones in what is written."""
+    photos = {status.value: statuses.get(status.value, 0) for status in GeotagStatus}
+    photos |= {"unknown": photos["unknown"] - withheld, "withheld": withheld}
+    for decision, number in photos.items():
+        METRICS.set(ARCHIVE_PHOTOS, number, decision)
 
 
 def _moved_on(versions: list[int]) -> list[str]:

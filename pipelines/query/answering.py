@@ -30,6 +30,7 @@ from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.loading import photo_loader
 from pipelines.catalog.rows import reject_row
 from pipelines.catalog.sources import Catalog
+from pipelines.query.counting import Counting
 from pipelines.query.opened_map import OpenedMap
 from pipelines.query.worker import Answer, QueryWorker
 from schemas.calibration import Calibration
@@ -131,24 +132,25 @@ def answer_catalog(
     chunks: list[Chunk] = []
     unusable: dict[int, PhotoError] = {}
     with progress_bar(len(images), unit="photo", description=description) as bar:
+        counting = Counting(catalog, bar)
 
         def answer(names: Iterable[str]) -> None:
-            for chunk, errors in _chunks(worker, images, [row_of[name] for name in names], settings, limits):
+            for chunk, errors in _chunks(worker, images, [row_of[name] for name in names], settings, limits, counting):
                 if before:
                     before.keep(chunk)
                 chunks.append(chunk)
                 unusable.update(errors)
-                bar.update(len(chunk.photo_keys) + len(errors))
+                counting.chunk([row_of[name] for name in chunk.photo_keys], errors)
 
         if before:
             chunks += before.find(basis_of(worker.map, worker), dict(zip(row_of, images["photo_key"].to_pylist(), strict=True)))
         done = {name for chunk in chunks for name in chunk.photo_keys}
-        bar.update(len(done))
+        counting.known(len(done))
         copies = {name: first for name, first in duplicates.items() if name not in done}
         answer(name for name in row_of if name not in done and name not in copies)
         alone = [name for name, first in copies.items() if row_of[first] in unusable]  # that file may have changed, this one not
         answer(alone)
-        bar.update(len(copies) - len(alone))
+        counting.copies(len(copies) - len(alone))
     duplicates = {name: first for name, first in duplicates.items() if row_of[first] not in unusable}
     return _gathered(worker, catalog, chunks, unusable, duplicates, answered_before=len(done))
 
@@ -219,14 +221,15 @@ def _only(bases: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def _chunks(
-    worker: QueryWorker, images: pa.Table, rows: Sequence[int], settings: Settings, limits: PhotoLimits
+    worker: QueryWorker, images: pa.Table, rows: Sequence[int], settings: Settings, limits: PhotoLimits, counting: Counting
 ) -> Iterator[tuple[Chunk, dict[int, PhotoError]]]:
     """Answer some rows of a catalog, a chunk at a time, beside those that cannot be used."""
     size = max(1, min(CHUNK_PHOTOS, CHUNK_BYTES // worker.pool_bytes))
-    for several in _several(_encoded(worker, images, rows, settings, limits), size, CHUNK_S):
+    for several in _several(_encoded(worker, images, rows, settings, limits, counting), size, CHUNK_S):
         errors = {row: one for row, one in several if isinstance(one, PhotoError)}
         encoded = [(row, one) for row, one in several if not isinstance(one, PhotoError)]
-        answers = worker.answer_all([one for _, one in encoded], threads=settings.threads) if encoded else []
+        with counting.clock.stage("search"):
+            answers = worker.answer_all([one for _, one in encoded], threads=settings.threads) if encoded else []
         names = [images["image_id"][row].as_py() for row, _ in encoded]
         found = [row for name, answer in zip(names, answers, strict=True) for row in _rows(name, answer)]
         chunk = Chunk(
@@ -239,7 +242,7 @@ def _chunks(
 
 
 def _encoded(
-    worker: QueryWorker, images: pa.Table, rows: Sequence[int], settings: Settings, limits: PhotoLimits
+    worker: QueryWorker, images: pa.Table, rows: Sequence[int], settings: Settings, limits: PhotoLimits, counting: Counting
 ) -> Iterator[tuple[int, EncodedPhoto | PhotoError]]:
     """Encode some rows of a catalog, as many at a time as the network likes, and at least one for each thread.
 
@@ -247,10 +250,11 @@ def _encoded(
     """
     together = max(worker.encoder.batch_size, settings.threads)
     with closing(photo_loader(worker.encoder, settings, limits)) as loader:
-        loaded = zip(rows, loader.load(images.take(pa.array(rows, pa.int64()))), strict=True)
+        loaded = zip(rows, loader.load(images.take(pa.array(rows, pa.int64())), counting.waiting), strict=True)
         for several in _several(loaded, together):
             prepared = [one.photo for _, one in several if not isinstance(one.photo, PhotoError)]
-            encoded = iter(worker.encoder.encode_prepared(prepared))
+            with counting.clock.stage("network"):
+                encoded = iter(worker.encoder.encode_prepared(prepared))
             for row, one in several:
                 yield row, one.photo if isinstance(one.photo, PhotoError) else next(encoded)
 

@@ -11,6 +11,7 @@ from infra.observability import Stopwatch
 from infra.settings import Settings
 from pipelines.engine.flow import show_seconds, shown, stage
 from pipelines.geotag.flow import asked_for, geotag_stage
+from pipelines.geotag.geotag import watched
 from pipelines.report.page import write_report
 
 
@@ -32,7 +33,7 @@ def archive_flow(request: dict[str, Any], photos: list[str] | None = None, out: 
     changed = {"photos": photos, "out": out}
     asked = asked_for({**request, **{name: value for name, value in changed.items() if value is not None}})
     clock = Stopwatch()
-    with shown("geotag", asked.map_url, settings):
+    with shown("geotag", asked.map_url, settings), watched(asked, settings):
         with clock.stage("geotag"):
             summary = geotag_stage(asked, settings)
         if "://" not in asked.out:

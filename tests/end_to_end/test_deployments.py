@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from infra.commits import read_head
 from infra.settings import Settings
@@ -45,6 +46,7 @@ class Nights:
             "FOLIO_GEOTAGS": str(self.geotags),
             "FOLIO_WORKERS": "here",
             "FOLIO_THREADS": "1",
+            "FOLIO_METRICS_FILE": str(folder / "folio-{action}.prom"),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_LOGGING_LEVEL": "INFO",
         }
@@ -88,6 +90,12 @@ class Nights:
         chosen = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}}
         (found,) = self.api("POST", "/artifacts/filter", chosen)
         return found["data"]
+
+    def numbers(self, action: str) -> dict[str, float]:
+        """What the last run of a kind left for node-exporter."""
+        text = (self.folder / f"folio-{action}.prom").read_text()
+        found = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return {" ".join([each.name, *filter(None, [each.labels.get("decision")])]): each.value for each in found}
 
     def wait_for(self, run_id: str, *types: str, within_s: float = 240) -> dict[str, Any]:
         return eventually(lambda: run if (run := self.run(run_id))["state_type"] in types else None, within_s=within_s)
@@ -168,6 +176,12 @@ def test_a_schedule_runs_nights_one_at_a_time_and_cancels_those_that_find_anothe
         answered = nights.wait_for(nights.start("geotag-archive/geotag-archive"), "COMPLETED")
         assert (nights.geotags / "report.html").exists()
         assert (nights.geotags / "report.html").as_uri() in nights.artifact(answered["id"], "geotag-report")
+        photos_of = {row["photos"]: row["number"] for row in json.loads(nights.artifact(answered["id"], "geotag-photos"))}
+        build, archive = nights.numbers("build"), nights.numbers("geotag")
+        assert (build["folio_run_failed"], build["folio_map_photos"], archive["folio_map_photos"]) == (0, 24, 24)
+        assert archive["folio_run_failed"] == archive["folio_photos_left"] == 0
+        assert archive["folio_photos_seen_total"] == photos_of["seen"]
+        assert archive["folio_archive_photos answered"] == photos_of["answered"]
 
         new = sorted((photos / "database").iterdir())[24:28]
         nights.prefect("deployment", "run", "backfill/backfill", "--param", f"photos={json.dumps([str(new[0]), str(new[1])])}")
@@ -202,12 +216,14 @@ def test_a_night_that_is_cancelled_or_killed_leaves_the_old_map_and_the_next_one
         said = nights.artifact(cancelled, "build-failed")
         assert f"Readers of {nights.map} see version 1" in said
         assert "prefect deployment run 'build/nightly-rebuild'" in said
+        assert nights.numbers("build")["folio_run_failed"] == 1
 
         killed = begun(nights)
         for child in children(worker.pid):
             os.kill(child, signal.SIGKILL)
         nights.wait_for(killed, "CRASHED")
         is_intact(nights, 8)
+        assert "folio_run_failed" not in nights.numbers("build"), "it could say nothing more, and nobody said it had ended well"
 
         orphaned = begun(nights)
         os.killpg(worker.pid, signal.SIGKILL)  # as when the machine goes: nobody is left to say that the run has ended
@@ -225,6 +241,7 @@ def test_a_night_that_is_cancelled_or_killed_leaves_the_old_map_and_the_next_one
 
     is_intact(nights, len(database))
     assert nights.head() == 2
+    assert nights.numbers("build")["folio_run_failed"] == 0
     assert '"photos": "known before", "number": 0' not in nights.artifact(last, "build-photos"), "what was finished is kept"
 
 

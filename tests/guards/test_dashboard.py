@@ -32,6 +32,18 @@ def test_a_metric_is_split_only_by_labels_that_it_has() -> None:
             assert set(by.split(", ")) <= labels[name], text
 
 
+def test_a_metric_is_chosen_and_named_only_by_labels_that_it_has() -> None:
+    labels = {metric.name: BY_RUN | set(metric.labels) for metric in DECLARED}
+    board = json.loads(BOARD.read_text())
+    for target in (target for panel in board["panels"] for target in panel["targets"]):
+        found = re.findall(r"(folio_\w+)\{([^}]*)\}", target["expr"])
+        for name, chosen in found:
+            assert set(re.findall(r"(\w+)!?=", chosen)) <= labels[name], target
+        by = re.search(r"by \(([^)]*)\)", target["expr"])
+        left = set(by.group(1).split(", ")) if by else labels[found[0][0]]
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= left, target
+
+
 def test_rates_are_taken_of_counters_alone() -> None:
     counters = {metric.name for metric in DECLARED if metric.kind == "counter"}
 

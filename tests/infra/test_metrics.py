@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.metrics import (
+    ARCHIVE_PHOTOS,
     DECLARED,
     METRICS,
     PHOTOS_REJECTED,
@@ -109,6 +110,24 @@ def test_the_file_stays_after_the_run_and_says_how_it_ended(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["folio.prom"]  # nothing half written beside it
 
 
+def test_a_build_and_an_archive_with_the_same_settings_have_a_file_each(tmp_path: Path):
+    """Else the night's archive would write over what the night's build came to."""
+    settings = Settings(threads=1, metrics_file=tmp_path / "folio-{action}.prom")
+    with pytest.raises(RuntimeError, match="boom"):
+        count_until_it_fails(settings)
+    with exported(settings, {**LABELS, "action": "geotag"}):
+        METRICS.set(ARCHIVE_PHOTOS, 5, "answered")
+        METRICS.set(ARCHIVE_PHOTOS, 2, "unknown")
+
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(files) == {"folio-build.prom", "folio-geotag.prom"}
+    assert samples(files["folio-build.prom"])[RUN_FAILED.name, ""] == 1
+    assert samples(files["folio-geotag.prom"])[RUN_FAILED.name, ""] == 0
+    assert 'folio_archive_photos{action="geotag",decision="answered",map="s3://maps/lund"} 5.0' in files["folio-geotag.prom"]
+    assert 'folio_archive_photos{action="geotag",decision="unknown",map="s3://maps/lund"} 2.0' in files["folio-geotag.prom"]
+    assert "folio_archive_photos{" not in files["folio-build.prom"]
+
+
 def test_a_file_that_cannot_be_written_is_said_before_anything_is_started(tmp_path: Path):
     nowhere = tmp_path / "nowhere" / "folio.prom"
 
@@ -130,6 +149,17 @@ def test_a_metric_is_read_by_label_and_over_all_of_them():
 
     assert metrics.samples(PHOTOS_REJECTED) == [(("no_position",), 1), (("truncated",), 2)]
     assert metrics.value(PHOTOS_REJECTED) == 3
+
+
+def test_what_is_tried_again_is_counted_from_nothing_and_the_rest_goes_on():
+    metrics = Metrics()
+    metrics.add(PHOTOS_REJECTED, 2, "truncated")
+    metrics.add(PHOTOS_SEEN, 3)
+    metrics.set(SEGMENTS_LEFT, 5)
+
+    metrics.restart(PHOTOS_REJECTED, SEGMENTS_LEFT)
+
+    assert [metrics.value(metric) for metric in (PHOTOS_REJECTED, SEGMENTS_LEFT, PHOTOS_SEEN)] == [0, 0, 3]
 
 
 def test_names_are_as_prometheus_wants_them():

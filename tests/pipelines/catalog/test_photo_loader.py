@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.catalog import loading
-from pipelines.catalog.loading import PhotoLoader
+from pipelines.catalog.loading import PhotoLoader, Waiting
 from schemas.errors import PhotoError, StorageError
 from schemas.reasons import RejectReason
 
@@ -107,13 +107,35 @@ def test_large_files_wait_one_at_a_time(monkeypatch: pytest.MonkeyPatch):
 def test_photos_are_loaded_while_the_taker_works():
     Decoder.seconds = 0.02
     with closing(loader(Reader(), ahead=4)) as loads:
-        start = time.perf_counter()
-        for _ in loads.load(photos(10)):
+        start, waiting = time.perf_counter(), Waiting()
+        for _ in loads.load(photos(10), waiting):
             time.sleep(0.02)
-        alone = loads.waited_s
 
     assert time.perf_counter() - start < 0.36  # 0.4 s one after the other
-    assert alone < 0.15
+    assert waiting.waited_s < 0.15
+
+
+def test_two_who_take_turns_share_a_decoder_and_each_knows_how_long_it_waited():
+    """The second has its first photo made and waits for its turn meanwhile, as the second segment of an actor does."""
+    Decoder.seconds = 0.01
+    with closing(loader(Reader(), ahead=4, most=8)) as loads:
+        first, second = Waiting(), Waiting()
+        begun = loads.load(photos(10), second)
+        behind = [next(begun).photo]
+        begun_s = second.waited_s
+        before = [slowly(photo) for _, photo in loads.load(photos(10), first)]
+        assert second.waited_s == begun_s > 0
+        behind += [slowly(photo) for _, photo in begun]
+
+        assert before == behind == list(range(10))
+        assert loads.decoders == Decoder.busiest == 1
+    assert first.waited_s > 0
+    assert second.ready > 10  # three and more were ready whenever one was taken, but at the beginning and the end
+
+
+def slowly(photo: int | PhotoError) -> int | PhotoError:
+    time.sleep(2 * Decoder.seconds)
+    return photo
 
 
 def test_decoders_are_added_while_they_make_photos_come_faster_and_no_further():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from infra.settings import Settings
 from pipelines.geotag.geotag import GeotagRequest, GeotagSummary, run_geotag
 from pipelines.query import answering, worker
 from tests.faults.noise_map import SETTINGS, NoiseEncoder
@@ -24,10 +25,15 @@ def small_chunks():
         yield
 
 
-def geotag(map_url: Path, archive: Path, out: Path, **options: Any) -> GeotagSummary:
+def geotag(map_url: Path, archive: Path, out: Path, *, settings: Settings = SETTINGS, **options: Any) -> GeotagSummary:
     """Geotag an archive."""
     with small_chunks():
-        return run_geotag(GeotagRequest(map_url=str(map_url), photos=(str(archive),), out=str(out), **options), SETTINGS)
+        return run_geotag(request(map_url, archive, out, **options), settings)
+
+
+def request(map_url: Path, archive: Path, out: Path, **options: Any) -> GeotagRequest:
+    """What `geotag` asks for."""
+    return GeotagRequest(map_url=str(map_url), photos=(str(archive),), out=str(out), **options)
 
 
 @dataclass(frozen=True, kw_only=True)
