@@ -11,6 +11,7 @@ A point in time is given as a timestamp and not as an age, as an age in a file w
 `time() - folio_newest_manifest_timestamp_seconds`.
 """
 
+import errno
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ from schemas.errors import WorkError
 from schemas.manifest import Manifest
 
 if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
+
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric as Family
 
@@ -183,7 +186,8 @@ def exported(settings: Settings, labels: Mapping[str, str]) -> Iterator[None]:
             apart on one machine.
 
     Raises:
-        WorkError: the port or the file cannot be used; nothing was started.
+        WorkError: the port or the file cannot be used; nothing was started. Not where the port is only in use, as by another run
+            that has not ended: a night shall not fail because nobody can watch it, so that is a warning.
     """
     METRICS.clear()
     METRICS.set(RUN_STARTED, time.time())
@@ -237,23 +241,43 @@ def _port(settings: Settings, labels: Mapping[str, str]) -> Iterator[None]:
     if settings.metrics_port is None:
         yield
         return
-    from prometheus_client import ProcessCollector, start_http_server
-
-    registry = _registry(labels)
-    ProcessCollector(registry=registry)  # memory and CPU of the driver; not in the file, where node-exporter has its own
-    try:
-        server, thread = start_http_server(settings.metrics_port, addr=settings.metrics_address, registry=registry)
-    except OSError as error:
-        raise WorkError(
-            f"FOLIO_METRICS_PORT: port {settings.metrics_port} of {settings.metrics_address} cannot be used: {error.strerror}. "
-            "Nothing was started. Name another port, or end what listens there."
-        ) from error
+    if (opened := _opened_port(settings.metrics_port, settings.metrics_address, labels)) is None:
+        yield
+        return
+    server, thread = opened
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _opened_port(port: int, address: str, labels: Mapping[str, str]) -> "tuple[WSGIServer, Thread] | None":
+    """Listen; None where the port is in use.
+
+    Raises:
+        WorkError: it cannot be used at all.
+    """
+    from prometheus_client import ProcessCollector, start_http_server
+
+    registry = _registry(labels)
+    ProcessCollector(registry=registry)  # memory and CPU of the driver; not in the file, where node-exporter has its own
+    try:
+        return start_http_server(port, addr=address, registry=registry)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise WorkError(
+                f"FOLIO_METRICS_PORT: port {port} of {address} cannot be used: {error.strerror}. Nothing was started. "
+                "Name another port or address."
+            ) from error
+    _log.warning(
+        "FOLIO_METRICS_PORT: port %d of %s is in use, maybe by another run: this one goes on and is not counted there. Give runs "
+        "that may meet a port each, or a FOLIO_METRICS_FILE.",
+        port,
+        address,
+    )
+    return None
 
 
 @contextmanager

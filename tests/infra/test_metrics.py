@@ -85,14 +85,20 @@ def test_the_port_listens_on_this_machine_alone_unless_told_otherwise():
         socket.create_connection(elsewhere, timeout=2)
 
 
-def test_a_port_that_is_taken_is_said_before_anything_is_started():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+def test_a_run_whose_port_is_in_use_goes_on_and_says_so_and_its_file_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with exported(Settings(threads=1, metrics_port=(port := free_port())), LABELS):
+        both = Settings(threads=1, metrics_port=port, metrics_file=tmp_path / "folio.prom")
+        with pytest.raises(RuntimeError, match="boom"):
+            count_until_it_fails(both)
 
-        with pytest.raises(WorkError, match=f"port {port} of 127.0.0.1 cannot be used.*Nothing was started"):
-            count_until_it_fails(Settings(threads=1, metrics_port=port))
+        assert f"port {port} of 127.0.0.1 is in use" in caplog.text
+        assert samples((tmp_path / "folio.prom").read_text())["folio_photos_seen_total", ""] == 7
+        assert scrape(port), "the first run is still there"
+
+
+def test_a_port_that_cannot_be_used_is_said_before_anything_is_started():
+    with pytest.raises(WorkError, match=r"port \d+ of 192\.0\.2\.1 cannot be used.*Nothing was started"):
+        count_until_it_fails(Settings(threads=1, metrics_port=free_port(), metrics_address="192.0.2.1"))
 
 
 def test_the_file_stays_after_the_run_and_says_how_it_ended(tmp_path: Path):
