@@ -5,8 +5,11 @@ Exit codes: 0 done, 1 the user can fix it, 2 usage, 3 finished with rejected pho
 
 import math
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -48,14 +51,32 @@ class _Command(_WithExample):
         return [*arguments, "[OPTIONS]"]
 
 
+@contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, which a service manager or a container is stopped by, end a command as Ctrl-C does: leases are given back."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Group(_WithExample, click.Group):
-    """Turns an expected error into one line and exit code 1."""
+    """Turns an expected error, or being stopped, into one line and exit code 1."""
 
     command_class = _Command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _stopped_as_by_ctrl_c():
+                return super().invoke(ctx)
         except FolioError as error:
             _fail(str(error))
         except KeyboardInterrupt:

@@ -32,6 +32,9 @@ from schemas.reasons import RejectReason
 LOOKS_A_LIMIT: Final = 10
 """How often it is looked, within the time that a photo may take, whether that is over."""
 
+FROM_OUTSIDE: Final = (signal.SIGKILL, signal.SIGTERM)
+"""Signals that no photo makes a decoder die of by itself."""
+
 PIPE_BYTES: Final = 1 << 20
 """What a pipe to the child may hold: most photos at once, so that neither end waits for the other after each 64 kB."""
 
@@ -103,7 +106,7 @@ class PhotoDecoder:
             if watchdog.fired:
                 detail = f"not decoded within {self._limits.decode_timeout_s:g} s"
                 raise PhotoError(RejectReason.DECODER_TIMEOUT, detail) from error
-            crashed = _KilledError if child.process.wait() == -signal.SIGKILL else PhotoError
+            crashed = _KilledError if -child.process.wait() in FROM_OUTSIDE else PhotoError
             raise crashed(RejectReason.DECODER_CRASHED, f"the decoder {child.how_it_ended()}") from error
         finally:
             watchdog.end_photo()
@@ -142,7 +145,7 @@ class PhotoDecoder:
 
 
 class _KilledError(PhotoError):
-    """The decoder was killed from outside: by a system that is short of memory, say. No photo does that to it by itself."""
+    """The decoder was killed from outside: by a system that is short of memory, or that stops all processes of a service."""
 
 
 class _Child:

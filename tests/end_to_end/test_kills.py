@@ -20,7 +20,7 @@ from pipelines.maintain.verify import verify
 from tests.end_to_end.conftest import City
 
 
-def start_build(place: Path, photos: Path) -> subprocess.Popen[bytes]:
+def start_build(place: Path, photos: Path, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
             sys.executable,
@@ -35,7 +35,7 @@ def start_build(place: Path, photos: Path) -> subprocess.Popen[bytes]:
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "FOLIO_THREADS": "2"},
+        env={**os.environ, "FOLIO_THREADS": "2", **environment},
         start_new_session=True,
     )
 
@@ -60,6 +60,34 @@ def test_a_build_killed_half_way_goes_on_where_it_was(city: City, tmp_path: Path
     assert summary.photos == city.built.photos
     assert 0 < summary.encoded < city.built.encoded
     assert finished <= receipts(place)
+    assert verify(open_storage(str(place), Settings(threads=1))).problems == []
+
+
+@pytest.mark.parametrize(
+    ("number", "everybody"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+    ids=["Ctrl-C", "a container is stopped", "a service is stopped"],
+)
+def test_a_build_that_is_told_to_stop_ends_in_order_and_goes_on_where_it_was(
+    city: City, tmp_path: Path, number: signal.Signals, everybody: bool
+) -> None:
+    place, numbers = tmp_path / "map", tmp_path / "folio.prom"
+    child = start_build(place, city.database, FOLIO_METRICS_FILE=str(numbers))
+    while len(receipts(place)) < 1 and child.poll() is None:
+        time.sleep(0.02)
+    decoders = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True, check=True).stdout.split()
+    for pid in [*(int(decoder) for decoder in decoders if everybody), child.pid]:
+        os.kill(pid, number)
+    child.communicate(timeout=30)
+
+    assert child.returncode == 1, "as the README says of what can be put right"
+    assert [line[-3:] for line in numbers.read_text().splitlines() if line.startswith("folio_run_failed{")] == ["1.0"]
+    assert not list(place.glob("runs/*/lease*")), "the next run need not wait"
+
+    summary = run_build(BuildRequest(recipe="tiny", map_url=str(place), photos=(str(city.database),)), Settings(threads=2))
+
+    assert (summary.photos, summary.rejected) == (city.built.photos, city.built.rejected)
+    assert 0 < summary.encoded < city.built.encoded
     assert verify(open_storage(str(place), Settings(threads=1))).problems == []
 
 

@@ -240,14 +240,17 @@ def crash(pid: int) -> None:
 
 
 @pytest.mark.parametrize("kills", [1, 2])
-def test_a_decoder_that_is_killed_from_outside_is_replaced_once_for_the_same_photo(kills: int, monkeypatch: pytest.MonkeyPatch):
-    """As by a system that is short of memory; a second time is said to be the photo's fault."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_decoder_that_is_killed_from_outside_is_replaced_once_for_the_same_photo(
+    kills: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+):
+    """By a system that is short of memory, or that stops a service; a second time is said to be the photo's fault."""
     ask, killed = decoding._Child.ask, list[int]()
 
     def killed_first(child: decoding._Child, *question: Any) -> Any:
         if len(killed) < kills:
             killed.append(child.process.pid)
-            child.process.kill()
+            child.process.send_signal(number)
         return ask(child, *question)
 
     monkeypatch.setattr(decoding._Child, "ask", killed_first)
@@ -255,7 +258,7 @@ def test_a_decoder_that_is_killed_from_outside_is_replaced_once_for_the_same_pho
         if kills == 1:
             assert decoder.decode(jpeg(size=(8, 6))).shape == (6, 8, 3)
         else:
-            with pytest.raises(PhotoError, match="decoder-crashed: the decoder was ended by signal 9"):
+            with pytest.raises(PhotoError, match=f"decoder-crashed: the decoder was ended by signal {number.value}"):
                 decoder.decode(jpeg())
         assert len(set(killed)) == kills
         assert decoder.decode(jpeg(size=(8, 6))).shape == (6, 8, 3)
