@@ -142,6 +142,11 @@ class Encoder:
         return 12 * self.recipe.input_size**2
 
     @property
+    def prepares_whole(self) -> bool:
+        """Whether `prepare` has all colours of a photo in memory as floats at once, 12 bytes a pixel; else one, 4 bytes."""
+        return not self.recipe.antialias
+
+    @property
     def decode_side(self) -> int | None:
         """A JPEG may be decoded smaller, with sides of at least this many pixels; None: the recipe asks for all of them."""
         return self.recipe.input_size if self.recipe.scaled_decoding else None

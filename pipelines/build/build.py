@@ -123,7 +123,8 @@ def prepare(surveyed: Surveyed, settings: Settings) -> Prepared:
     require_room(plan, surveyed.request.map_url)
     if surveyed.request.workers == "here":  # where Ray runs them, Ray knows its machines
         largest = max((len(partition.images) for partition in inventory.cuts), default=0)
-        require_memory(plan, memory_bytes(), lambda workers: memory_needed(surveyed.encoder, largest, workers))
+        encoder, limits = surveyed.encoder, surveyed.request.limits
+        require_memory(plan, memory_bytes(), lambda workers: memory_needed(encoder, largest, workers, limits))
     return Prepared(
         request=surveyed.request,
         storage=surveyed.storage,

@@ -129,7 +129,7 @@ def make_plan(surveyed: Surveyed, inventory: Inventory, settings: Settings) -> B
         quantizer=quantizer,
         training_bytes=training,
         workers=workers,
-        memory_bytes=max(memory_needed(encoder, largest, workers), training),
+        memory_bytes=max(memory_needed(encoder, largest, workers, request.limits), training),
         store_bytes=(to_encode + rewriting.photos) * bytes_per_photo(encoder)
         + (len(todo) + len(rewriting.partitions)) * SEGMENT_BYTES
         + (index_bytes(encoder, photos) if to_encode or rewriting.photos else 0),

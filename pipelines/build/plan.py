@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from fol_model.inference import Encoder
+from pipelines.catalog.limits import PhotoLimits
 from pipelines.catalog.loading import AHEAD, BYTES_AHEAD, most_decoders
 from pipelines.ivfpq import IndexConfig, derive_parameters
 from schemas.errors import PlanError
@@ -95,11 +96,16 @@ def name_run(mode: str, model_fingerprint: str, photo_keys: Sequence[str]) -> st
     return hashlib.sha256(msgspec.json.encode([mode, model_fingerprint, sorted(photo_keys)])).hexdigest()[:16]
 
 
-def memory_needed(encoder: Encoder, photos: int, workers: int) -> int:
-    """Network once, and for each worker its decoders (512 MB each at most), photos ahead, a segment's descriptors, a shard."""
+def memory_needed(encoder: Encoder, photos: int, workers: int, limits: PhotoLimits) -> int:
+    """Network once, and for each worker its decoders (512 MB each at most), photos ahead, a segment's descriptors, a shard.
+
+    What the largest photo takes in one worker while it is prepared colour by colour is in the 900 MB of the process.
+    """
+    whole = workers * 8 * limits.max_pixels if encoder.prepares_whole else 0
     decoders, zarr_shard = most_decoders(encoder) * (512 << 20), 64 << 20
     ahead = BYTES_AHEAD + (2 * encoder.batch_size + AHEAD) * encoder.prepared_bytes
-    return encoder.weight_bytes + workers * (decoders + ahead + zarr_shard + photos * encoder.descriptor_dim * 2) + (900 << 20)
+    of_worker = decoders + ahead + zarr_shard + photos * encoder.descriptor_dim * 2
+    return encoder.weight_bytes + workers * of_worker + whole + (900 << 20)
 
 
 def training_memory(encoder: Encoder, photos: int, config: IndexConfig) -> int:

@@ -6,9 +6,14 @@ import subprocess
 import sys
 import textwrap
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
+
+from fol_model.recipes import recipe_named
+from fol_model.weights import seeded_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")]
 
@@ -37,7 +42,12 @@ def watch():
 
 peak, done = [], threading.Event()
 request = BuildRequest(
-    recipe="tiny", map_url=sys.argv[1], photos=(sys.argv[2],), utm_zone="33U", limits=PhotoLimits(decode_timeout_s=120)
+    recipe=sys.argv[3],
+    weights=sys.argv[4] or None,
+    map_url=sys.argv[1],
+    photos=(sys.argv[2],),
+    utm_zone="33U",
+    limits=PhotoLimits(decode_timeout_s=120),
 )
 planned = plan_build(request, Settings(threads=1)).plan.memory_bytes
 threading.Thread(target=watch, daemon=True).start()
@@ -60,8 +70,13 @@ def white_png(width: int, height: int) -> bytes:
     )
 
 
-def test_the_largest_photos_allowed_take_no_more_memory_than_planned_and_larger_ones_none(tmp_path: Path):
-    """All of them whole: a PNG cannot be decoded smaller, as a JPEG can."""
+@pytest.mark.parametrize("recipe", ["tiny", "fol_vits14"])
+def test_the_largest_photos_allowed_take_no_more_memory_than_planned_and_larger_ones_none(tmp_path: Path, recipe: str):
+    """All of them whole: a PNG cannot be decoded smaller, as a JPEG can. FoL's recipes have all colours as floats at once."""
+    weights = ""
+    if recipe != "tiny":
+        weights = str(tmp_path / "weights.safetensors")
+        save_file(seeded_weights(replace(recipe_named(recipe), seed=1)), weights)
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "@500000@6100000@500 megapixels.png").write_bytes(white_png(25_000, 20_000))
@@ -69,10 +84,11 @@ def test_the_largest_photos_allowed_take_no_more_memory_than_planned_and_larger_
     for number in range(4):
         (photos / f"@{500_001 + number}@6100000@64 megapixels.png").write_bytes(largest)
 
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "map"), str(photos)]
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "map"), str(photos), recipe, weights]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
 
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["photos"] == 4
     assert found["rejected"] == {"too-many-pixels": 1}
+    print(f"{recipe}: {found['peak'] / 1e9:.2f} of {found['planned'] / 1e9:.2f} GB planned")
     assert found["peak"] <= found["planned"]

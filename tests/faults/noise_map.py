@@ -36,7 +36,7 @@ class NoiseEncoder:
 
     local_dim, local_precision, batch_size, grid_side = 128, "int8", 1, 16
     fingerprint, trained, decode_side, weight_bytes, prepared_bytes, is_on_cpu = "0f" * 32, False, None, 0, 12, True
-    recipe = SimpleNamespace(name="tiny", input_size=224)
+    recipe, prepares_whole = SimpleNamespace(name="tiny", input_size=224), False
     reranking = RerankConfig()
 
     def __init__(self, *, dim: int = DIM, features: int = FEATURES) -> None:

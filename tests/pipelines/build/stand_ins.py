@@ -26,7 +26,7 @@ class NumberEncoder:
 
     descriptor_dim, local_dim, max_local_features, local_precision = DIM, 128, 2, "float16"
     fingerprint, trained, decode_side, weight_bytes, prepared_bytes = "f00d", False, None, 0, 12
-    is_on_cpu = True
+    is_on_cpu, prepares_whole = True, False
     recipe = SimpleNamespace(name="tiny")
     reranking = RerankConfig()
 
