@@ -111,7 +111,7 @@ def memory_needed(encoder: Encoder, photos: int, workers: int, limits: PhotoLimi
 def training_memory(encoder: Encoder, photos: int, config: IndexConfig) -> int:
     """Network, and what training a quantizer takes: the sample, and beside it first its axes, then its codes; 0: too few photos.
 
-    Measured at 1,000, 10,000 and 66,560 photos of 8,448 numbers: 0.12, 0.77 and 1.70 GB; this says 0.13, 0.89 and 2.06 beside
+    Measured at 1,000, 10,000 and 100,000 photos of 8,448 numbers: 0.12, 0.77 and 1.89 GB; this says 0.13, 0.89 and 2.07 beside
     the network.
     """
     parameters = derive_parameters(photos, encoder.descriptor_dim, config)
