@@ -30,7 +30,7 @@ ITERATIONS: Final = 20
 """Of the k-means that finds where groups may be."""
 
 ROUNDS: Final = 2
-"""Of sharing points out to groups of one size. Six more find the same photos."""
+"""Of sharing points out to groups of one size. Six find the same photos."""
 
 BLOCK: Final = 32
 """Photos that FAISS scans together, their upper halves side by side."""
